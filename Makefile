@@ -1,0 +1,219 @@
+# cachefs: GNU make.  `sudo make deps` installs what is needed, then `make`.
+#
+# Yours to set: CC CFLAGS CPPFLAGS LDFLAGS, and everything with ?= below.
+# WITH_URING=0 builds without liburing.  WERROR=1 makes warnings errors.
+
+PREFIX		?= /usr/local
+SBINDIR		?= $(PREFIX)/sbin
+MANDIR		?= $(PREFIX)/share/man
+DOCDIR		?= $(PREFIX)/share/doc/cachefs
+BASHCOMPDIR	?= $(PREFIX)/share/bash-completion/completions
+UNITDIR		?= $(PREFIX)/lib/systemd/system
+MOUNTDIR	?= /sbin
+PKG_CONFIG	?= pkg-config
+WITH_URING	?= 1
+WERROR		?= 0
+CFLAGS		?= -O2 -g
+
+# --- Flags ----------------------------------------------------------------
+
+XCFLAGS	= -std=gnu17 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
+	-Wmissing-prototypes -Wpointer-arith -Wcast-qual -Wwrite-strings \
+	-Wvla -Wundef -Wformat=2 -Wimplicit-fallthrough \
+	$(if $(filter 1,$(WERROR)),-Werror)
+XCPPFLAGS = -DWITH_URING=$(WITH_URING)
+
+# The libraries.  What `make deps` built comes before the distribution's; a
+# directory that is not there does no harm.  All this is evaluated when first
+# used, which is after `deps` has run, and then kept.
+PRIVATE	= $(CURDIR)/build/deps/prefix/lib/pkgconfig
+PC	= PKG_CONFIG_PATH='$(PRIVATE)':"$$PKG_CONFIG_PATH" $(PKG_CONFIG)
+once	= $(eval $(1) := $(2))$($(1))
+pc	= $(shell $(PC) $(1) 2>/dev/null)
+# $(call need,PACKAGE,ARGUMENTS): its flags, or an end with a sentence.
+need	= $(if $(call pc,--modversion $(1)),$(call pc,$(2) $(1)),$(error \
+	$(1) not found: run 'sudo make deps'$(if $(filter liburing,$(1)),$(comma) \
+	or build with WITH_URING=0)))
+comma	:= ,
+# $(call want,PACKAGE,FALLBACK): libraries of one that may have no .pc file.
+want	= $(or $(call pc,--libs $(1)),$(2))
+
+# Headers that are not ours get no warnings from our flags.
+FUSE_CFLAGS	= $(call once,FUSE_CFLAGS,$(call need,fuse3,--cflags))
+FUSE_LIBS	= $(call once,FUSE_LIBS,$(call need,fuse3,--libs))
+URING_CFLAGS	= $(call once,URING_CFLAGS,$(call need,liburing,--cflags))
+URING_LIBS	= $(call once,URING_LIBS,$(call need,liburing,--libs))
+OTHER_CFLAGS	= $(call once,OTHER_CFLAGS,$(foreach p,libnfs iniparser \
+	libxxhash,$(call pc,--cflags $(p))) \
+	$(patsubst %,-I%,$(wildcard /usr/include/iniparser)))
+OTHER_LIBS	= $(call once,OTHER_LIBS,$(call want,libnfs,-lnfs) \
+	$(call want,iniparser,-liniparser) $(call want,libxxhash,-lxxhash))
+VERSIONS	= $(call once,VERSIONS,$(foreach p,fuse3 liburing,$(p) \
+	$(call pc,--modversion $(p))))
+
+uring		= $(filter 1,$(WITH_URING))
+DEP_CFLAGS	= $(patsubst -I%,-isystem %,$(sort $(FUSE_CFLAGS) \
+	$(if $(uring),$(URING_CFLAGS)) $(OTHER_CFLAGS)))
+DEP_LIBS	= $(FUSE_LIBS) $(if $(uring),$(URING_LIBS)) $(OTHER_LIBS)
+COMPILE		= $(CC) $(XCPPFLAGS) $(CPPFLAGS) $(XCFLAGS) $(DEP_CFLAGS) \
+	$(CFLAGS)
+
+# --- Programs -------------------------------------------------------------
+
+# Each variant is build/NAME/cachefs and build/NAME/unit.  All have the fault
+# hooks, which ./cachefs lacks.  (private: prerequisites do not inherit it.)
+VARIANTS	= test nouring asan tsan
+variant		= $(addprefix build/$(1)/,cachefs unit)
+$(foreach v,$(VARIANTS),$(call variant,$(v))) build/unit: \
+    private XCPPFLAGS += -DCACHEFS_TEST
+$(call variant,nouring) $(call variant,tsan): private override WITH_URING = 0
+# gcc's shared libubsan does not honour log_path beside ASan.
+$(call variant,asan): private XCFLAGS += -fsanitize=address,undefined \
+	-fno-sanitize-recover=all -fno-omit-frame-pointer \
+	$(if $(findstring clang,$(CC)),,-static-libubsan)
+$(call variant,tsan): private XCFLAGS += -fsanitize=thread \
+	-fno-omit-frame-pointer
+
+all: cachefs
+
+cachefs $(VARIANTS:%=build/%/cachefs): cachefs.c cachefs.h Makefile build/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ $< $(LDFLAGS) $(DEP_LIBS)
+
+build/unit $(VARIANTS:%=build/%/unit): tests/unit.c cachefs.c cachefs.h \
+    Makefile build/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -DCACHEFS_NO_MAIN -o $@ $< $(LDFLAGS) $(DEP_LIBS)
+
+# Changes when the flags or the libraries do, and only then.
+build/flags: export NOW = $(COMPILE) $(LDFLAGS) $(DEP_LIBS) $(VERSIONS)
+build/flags: FORCE
+	@mkdir -p build
+	@printf '%s\n' "$$NOW" >$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+FORCE:
+
+# In `make deps all`, whatever -j says, deps comes first.
+ifneq ($(filter deps,$(MAKECMDGOALS)),)
+build/flags: | deps
+lint-sh lint-man: | deps
+endif
+
+deps:
+	@bash tests/deps.sh
+
+# --- Checks ---------------------------------------------------------------
+
+# Each ends with a line "N passed, N failed".  A skipped test is a failure
+# unless its reason matches CACHEFS_ALLOW_SKIP, an extended regular expression.
+# Extra arguments for bats: make check BATSFLAGS="--filter evict".
+RUN	= CACHEFS_TEST_BIN=$(CURDIR)/$(1)/cachefs UNIT=$(2) \
+	BATSFLAGS='$(BATSFLAGS)' $(3) tests/run-tests.sh
+NOURING	= CACHEFS_ALLOW_SKIP="io_uring$${CACHEFS_ALLOW_SKIP:+|$$CACHEFS_ALLOW_SKIP}"
+NOASLR	= $$(setarch -R true 2>/dev/null && echo setarch -R)
+SANLOG	= SANITIZER_LOG='$(CURDIR)/build/$(1)/report'
+SAN	= halt_on_error=1:exitcode=99:log_path=$(CURDIR)/build/$(1)/report
+
+check: cachefs build/test/cachefs build/unit
+	@$(call RUN,build/test,build/unit) ./cachefs
+
+check-nouring: $(call variant,nouring)
+	@$(NOURING) $(call RUN,build/nouring,build/nouring/unit) $<
+
+check-asan: $(call variant,asan)
+	@ASAN_OPTIONS="$(call SAN,asan):detect_stack_use_after_return=1:$$ASAN_OPTIONS" \
+	UBSAN_OPTIONS="$(call SAN,asan):print_stacktrace=1:$$UBSAN_OPTIONS" \
+	$(call SANLOG,asan) $(call RUN,build/asan,build/asan/unit) $<
+
+# TSan cannot see the kernel's half of a ring, hence the thread engine.  Older
+# TSan stops where address space randomisation is high (Ubuntu 24.04): setarch.
+check-tsan: $(call variant,tsan)
+	@TSAN_OPTIONS="$(call SAN,tsan):second_deadlock_stack=1:$$TSAN_OPTIONS" \
+	$(call SANLOG,tsan) $(NOURING) \
+	$(call RUN,build/tsan,build/tsan/unit,$(NOASLR)) $<
+
+demo: cachefs
+	@CACHEFS=$(CURDIR)/cachefs tests/demo.sh
+
+bench: cachefs
+	@CACHEFS=$(CURDIR)/cachefs tests/bench.sh
+
+# gcc's analyzer (which optimisation blinds), clang's lock analysis, clang-tidy,
+# cppcheck, shellcheck, mandoc; `make -k lint` goes on to the next.
+LINT	= lint-gcc lint-clang lint-tidy lint-cppcheck lint-sh lint-man
+lint: $(LINT)
+
+lint-gcc: cachefs.c cachefs.h build/flags
+	$(COMPILE) -O0 -Werror -fanalyzer -c -o build/lint.o $<
+
+lint-gcc: private override CC = gcc
+lint-clang lint-tidy: private override CC = clang
+lint-clang: cachefs.c cachefs.h build/flags
+	$(COMPILE) -Werror -Wthread-safety -fsyntax-only $<
+
+lint-tidy: cachefs.c cachefs.h build/flags
+	clang-tidy --quiet --warnings-as-errors='*' $< -- \
+	    $(filter-out $(CC),$(COMPILE))
+
+lint-cppcheck: cachefs.c cachefs.h
+	cppcheck --quiet --error-exitcode=1 --inline-suppr --std=c11 \
+	    --enable=warning,performance,portability \
+	    --suppress=missingIncludeSystem $(XCPPFLAGS) $<
+
+lint-sh:
+	shellcheck -x $(wildcard tests/*.sh tests/*.bash tests/*.bats .ci/run)
+
+lint-man:
+	mandoc -T lint -W warning cachefs.8
+
+# --- Installing -----------------------------------------------------------
+
+# Installs what is built; builds only what is not, so that `sudo make install`
+# never rebuilds with other flags.
+install:
+	@test -x cachefs || $(MAKE) all
+	install -d '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(MOUNTDIR)' \
+	    '$(DESTDIR)$(MANDIR)/man8' '$(DESTDIR)$(DOCDIR)'
+	install -m 755 cachefs '$(DESTDIR)$(SBINDIR)/cachefs'
+	ln -sf '$(SBINDIR)/cachefs' '$(DESTDIR)$(MOUNTDIR)/mount.cachefs'
+	install -m 644 cachefs.8 '$(DESTDIR)$(MANDIR)/man8/cachefs.8'
+	install -m 644 cachefs.ini.example '$(DESTDIR)$(DOCDIR)'
+ifneq ($(wildcard contrib/cachefs.bash-completion),)
+	install -d '$(DESTDIR)$(BASHCOMPDIR)'
+	install -m 644 contrib/cachefs.bash-completion \
+	    '$(DESTDIR)$(BASHCOMPDIR)/cachefs'
+endif
+ifneq ($(wildcard contrib/cachefs@.service),)
+	install -d '$(DESTDIR)$(UNITDIR)'
+	sed 's|/usr/sbin/cachefs|$(SBINDIR)/cachefs|' contrib/cachefs@.service \
+	    >'$(DESTDIR)$(UNITDIR)/cachefs@.service'
+	chmod 644 '$(DESTDIR)$(UNITDIR)/cachefs@.service'
+endif
+
+uninstall:
+	rm -f '$(DESTDIR)$(SBINDIR)/cachefs' \
+	    '$(DESTDIR)$(MOUNTDIR)/mount.cachefs' \
+	    '$(DESTDIR)$(MANDIR)/man8/cachefs.8' \
+	    '$(DESTDIR)$(DOCDIR)/cachefs.ini.example' \
+	    '$(DESTDIR)$(BASHCOMPDIR)/cachefs' \
+	    '$(DESTDIR)$(UNITDIR)/cachefs@.service'
+	-rmdir '$(DESTDIR)$(DOCDIR)' 2>/dev/null
+
+# What is committed, the same bytes every time.
+dist:
+	@mkdir -p build && v=$$(git show HEAD:cachefs.h | \
+	    sed -n 's/^#define CACHEFS_VERSION[ \t]*"\(.*\)".*/\1/p') && \
+	test -n "$$v" && \
+	git -c tar.umask=0022 archive --format=tar --prefix="cachefs-$$v/" \
+	    HEAD >build/dist.tar && \
+	gzip -9n <build/dist.tar >"cachefs-$$v.tar.gz" && \
+	rm build/dist.tar && echo "cachefs-$$v.tar.gz"
+
+# build/deps stays: it is not made from this source.
+clean:
+	rm -rf cachefs cachefs-*.tar.gz build/flags* build/unit build/lint.o \
+	    build/result $(VARIANTS:%=build/%)
+
+.PHONY: all check check-nouring check-asan check-tsan lint $(LINT) demo bench \
+	install uninstall dist clean deps FORCE
+.DELETE_ON_ERROR:

@@ -1,0 +1,6996 @@
+/*
+ * cachefs - a read-only FUSE file system that makes NFS as fast as the
+ * local NVMe drive.  See cachefs.8 for users, cachefs.h for the data.
+ *
+ * A byte crosses the network once.  read() of an absent block waits for a
+ * fetch from the server and is answered from its buffer; the same buffer is
+ * written to the cache file.  When all blocks of a file are there, further
+ * opens are given to the kernel as FUSE passthrough and the daemon does not
+ * see their reads.
+ *
+ * Sections, callees first; `grep -n '=== ' cachefs.c` is the table:
+ *	log	messages, with levels and a rate limit
+ *	util	time, bytes, interruptible waits
+ *	conf	the option table; ini file and -o
+ *	pool	aligned buffers: all data memory
+ *	exec	cache disk I/O: io_uring or threads
+ *	names	what the kernel knows by path; LOOKUP tokens
+ *	store	objects, index files, space, eviction, checkpoints
+ *	fetch	one READ for all who want a block; read-ahead; background fill
+ *	bdir	backend: a directory
+ *	bnfs	backend: NFS by libnfs, version 3 by handle and 4 by path
+ *	stats	counters as JSON
+ *	ops	the FUSE operations, set-aside, the session loop
+ *	main	usage, subcommands, mounting, signals
+ *
+ * Threads and what they own:
+ *	main		set-up; then waits for signals; tear-down
+ *	fuse workers	one request at a time; may wait for server and disk
+ *	exec		the ring (or, without io_uring, one I/O each)
+ *	nfs connections	one libnfs context each, nobody else touches it
+ *	dir readers	one pread() of the source each
+ *	filler		background fills: starts fetches, never reads
+ *	checkpointer	writes index files
+ *	evictor		scans the cache at start, then keeps the watermarks
+ *
+ * Lock ranks: a thread that holds one takes only ones further right.
+ *	aside stripe > store key stripe > names > store > fill/ckpt > object >
+ *	backend queue > pool > reqs > log
+ * No lock but the two stripes is held across backend calls, disk I/O or
+ * notifications of the kernel.  An aside stripe is held by a LOOKUP while
+ * libfuse moves the node (it may wait for an OPEN of the same file, which
+ * takes no stripe); a key stripe while one object's files change on the
+ * cache disk, so that a checkpoint of an old version cannot overwrite a new
+ * one.  Threads start after the daemon has forked.
+ *
+ * Ownership: an obj lives while refs > 0 (opens, fetches, the fill queue, the
+ * dirty list).  A fetch is in its object's table from birth to death; it dies
+ * when it is in no queue, has no readers, and its buffer is not kept.
+ */
+#define _GNU_SOURCE
+#ifndef WITH_URING
+#define WITH_URING 1
+#endif
+
+#include <sys/ioctl.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <linux/fuse.h>
+#include <linux/openat2.h>
+#include <malloc.h>
+#include <netdb.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <syslog.h>
+#include <time.h>
+#include <unistd.h>
+
+#define FUSE_USE_VERSION 317
+#include <fuse.h>
+#include <fuse_lowlevel.h>
+#include <iniparser.h>
+#include <nfsc/libnfs.h>
+#include <nfsc/libnfs-raw.h>
+#include <nfsc/libnfs-raw-mount.h>
+#include <nfsc/libnfs-raw-nfs.h>
+#if WITH_URING
+#include <liburing.h>
+#endif
+#include <xxhash.h>
+
+#include "cachefs.h"
+
+#define HAVE_PASSTHROUGH (FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17))
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the on-disk structures are written as they lie in memory"
+#endif
+
+static struct conf conf;
+static atomic_bool stopping;		/* the file system is going down */
+
+/* === log: messages ======================================== Begin === */
+
+enum { LOG_ERROR, LOG_WARN, LOG_INFO_, LOG_DBG };
+
+static struct {
+	pthread_mutex_t lock;
+	bool syslog;
+	int level;
+	struct { const char *fmt; uint64_t since; unsigned n; } recent[32];
+} logs = { .lock = PTHREAD_MUTEX_INITIALIZER, .level = LOG_INFO_ };
+
+/* Is this the 11th message of its kind within ten seconds? */
+static bool
+log_too_many(const char *fmt)
+{
+	struct timespec ts;
+	size_t i = ((uintptr_t)fmt >> 3) % 32;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	if (logs.recent[i].fmt != fmt ||
+	    (uint64_t)ts.tv_sec - logs.recent[i].since > 10) {
+		logs.recent[i].fmt = fmt;
+		logs.recent[i].since = (uint64_t)ts.tv_sec;
+		logs.recent[i].n = 0;
+	}
+	return ++logs.recent[i].n > 10;
+}
+
+/* One line to stderr or syslog.  Keeps errno; more than ten of a kind in ten
+ * seconds are dropped (not at level debug).  Takes logs.lock only. */
+__attribute__((format(printf, 2, 3))) static void
+log_at(int level, const char *fmt, ...)
+{
+	static const char *const word[] = { "error", "warning", "info", "debug" };
+	static const int prio[] = { LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
+	int saved = errno;
+	va_list ap;
+	char line[2048];
+
+	if (level > logs.level)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	for (char *p = line; *p; p++)	/* names are bytes: one line stays one */
+		if ((unsigned char)*p < ' ' || *p == 0x7f)
+			*p = '?';
+	pthread_mutex_lock(&logs.lock);
+	if (level == LOG_DBG || !log_too_many(fmt)) {
+		if (logs.syslog)
+			syslog(prio[level], "%s", line);
+		else
+			fprintf(stderr, "cachefs: %s%s%s\n",
+			    level == LOG_INFO_ ? "" : word[level],
+			    level == LOG_INFO_ ? "" : ": ", line);
+	}
+	pthread_mutex_unlock(&logs.lock);
+	errno = saved;
+}
+
+#define log_error(...) log_at(LOG_ERROR, __VA_ARGS__)
+#define log_warn(...) log_at(LOG_WARN, __VA_ARGS__)
+#define log_info(...) log_at(LOG_INFO_, __VA_ARGS__)
+#define log_debug(...) log_at(LOG_DBG, __VA_ARGS__)
+
+/* === log ==================================================== End === */
+
+/* === util: time, bytes, interruptible waits =============== Begin === */
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define ROUND_UP(x, to) (((x) + (to) - 1) / (to) * (to))
+
+/* Relaxed counters, one per name that `stats -j` prints by itself. */
+#define COUNTERS(X) \
+	X(hit_bytes) X(miss_bytes) X(backend_read_bytes) X(backend_requests) \
+	X(backend_errors) X(backend_reconnects) X(cache_write_bytes) \
+	X(opens_passthrough) X(opens_buffered) X(set_aside) X(fills_started) \
+	X(fills_completed) X(fills_failed) X(evicted_objects) \
+	X(evicted_bytes) X(invalidated) X(checksum_errors) X(buffer_waits) \
+	X(sqe_submitted) X(cqe_completed) X(submit_calls) X(queue_depth_max) \
+	X(daemon_reads)
+
+static struct {
+#define X(n) _Atomic uint64_t n;
+	COUNTERS(X)
+#undef X
+} count;
+
+#define COUNT(n, by) \
+	atomic_fetch_add_explicit(&count.n, (by), memory_order_relaxed)
+
+static uint64_t
+now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+static uint64_t
+now_ms(void)
+{
+	return now_us() / 1000;
+}
+
+static int64_t
+nanos(int64_t sec, int64_t nsec)
+{
+	int64_t r;
+
+	if (__builtin_mul_overflow(sec, (int64_t)1000000000, &r) ||
+	    __builtin_add_overflow(r, nsec, &r))
+		return sec < 0 ? INT64_MIN : INT64_MAX;
+	return r;
+}
+
+static struct timespec
+nanos_ts(int64_t ns)
+{
+	int64_t s = ns / 1000000000, n = ns % 1000000000;
+
+	if (n < 0) {
+		n += 1000000000;
+		s--;
+	}
+	return (struct timespec){ .tv_sec = s, .tv_nsec = n };
+}
+
+/* pread() the whole of buf unless EOF or an error comes first; 0.. or -errno */
+static ssize_t
+sys_pread(int fd, void *buf, size_t len, uint64_t off)
+{
+	size_t did = 0;
+
+	while (did < len) {
+		ssize_t n = pread(fd, (char *)buf + did, len - did,
+		    (off_t)(off + did));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		did += (size_t)n;
+	}
+	return (ssize_t)did;
+}
+
+/* write all of buf at off; 0 or -errno */
+static int
+sys_pwrite(int fd, const void *buf, size_t len, uint64_t off)
+{
+	size_t did = 0;
+
+	while (did < len) {
+		ssize_t n = pwrite(fd, (const char *)buf + did, len - did,
+		    (off_t)(off + did));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		did += (size_t)n;
+	}
+	return 0;
+}
+
+/* openat() that never leaves dir and follows no symlink; fd or -errno.
+ * Before Linux 5.6 only the last component is guarded. */
+static int
+sys_openat(int dir, const char *path, int flags, mode_t mode)
+{
+	struct open_how how = {
+		.flags = (uint64_t)(flags | O_CLOEXEC | O_NOFOLLOW),
+		.mode = mode,
+		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+	};
+	long fd = syscall(SYS_openat2, dir, path, &how, sizeof(how));
+
+	if (fd < 0 && (errno == ENOSYS || errno == EPERM))
+		fd = openat(dir, path, flags | O_CLOEXEC | O_NOFOLLOW, mode);
+	return fd < 0 ? -errno : (int)fd;
+}
+
+static void
+sys_close(int *fd)
+{
+	if (*fd >= 0 && close(*fd))
+		log_warn("close: %s", strerror(errno));
+	*fd = -1;
+}
+
+/* Start a thread with all signals blocked; they are main's. 0 or -errno. */
+static int
+sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
+{
+	pthread_attr_t a;
+	int r;
+
+	if (pthread_attr_init(&a))
+		return -ENOMEM;
+	pthread_attr_setstacksize(&a, 256 * KiB);
+	r = pthread_create(tid, &a, fn, arg);
+	pthread_attr_destroy(&a);
+	return -r;
+}
+
+/*
+ * The FUSE request that a worker thread is processing.  While the worker
+ * waits it is on a list, so that the FUSE_INTERRUPT for it finds what it
+ * waits on.
+ */
+struct req {
+	uint64_t unique, nodeid;	/* fuse_in_header */
+	uint32_t opcode, pid;
+	struct name_seq { uint64_t hash; uint32_t seq; } lookup;
+	pthread_cond_t *cond;		/* reqs.lock: waited on */
+	bool interrupted;		/* reqs.lock */
+	struct req *next;		/* reqs.lock */
+};
+
+static _Thread_local struct req *cur;
+static struct {
+	pthread_mutex_t lock;
+	struct req *waiting;
+} reqs = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* A FUSE_INTERRUPT arrived: wake whoever waits on behalf of that request. */
+static void
+req_interrupt(uint64_t unique)
+{
+	pthread_mutex_lock(&reqs.lock);
+	for (struct req *r = reqs.waiting; r; r = r->next)
+		if (r->unique == unique) {
+			r->interrupted = true;
+			pthread_cond_broadcast(r->cond);
+		}
+	pthread_mutex_unlock(&reqs.lock);
+}
+
+/* Is the thread that sent this request about to die?  The kernel interrupts
+ * for any signal; but read(2) of a regular file may not fail with EINTR for
+ * one that is handled, so only a fatal one counts.  proc_pid_status(5); a
+ * fatal signal is turned into a pending SIGKILL by the kernel. */
+static bool
+req_dying(uint32_t pid)
+{
+	char path[32], line[128];
+	bool dying = true;		/* nobody there: nobody to answer */
+	FILE *f;
+
+	if (pid == 0)
+		return false;		/* of a foreign pid namespace */
+	snprintf(path, sizeof(path), "/proc/%u/status", pid);
+	f = fopen(path, "re");
+	if (!f)
+		return errno == ENOENT;
+	while (fgets(line, sizeof(line), f)) {
+		if (!strncmp(line, "SigPnd:", 7)) {
+			dying = strtoull(line + 7, NULL, 16) & 1u << 8;
+			break;
+		}
+	}
+	fclose(f);
+	return dying;
+}
+
+/* Wait on cond until signalled or `until` (now_ms(), 0 = no limit), at most a
+ * second at a time: callers loop over their condition.  0, -ETIMEDOUT, or
+ * -EINTR when the process waiting for this request is being killed. */
+static int
+wait_on(pthread_cond_t *cond, pthread_mutex_t *m, uint64_t until)
+{
+	uint64_t now = now_ms(), t = now + 1000;
+	struct timespec ts;
+	bool check = false;
+	int r;
+
+	if (until && until <= now)
+		return -ETIMEDOUT;
+	if (until && until < t)
+		t = until;
+	ts = (struct timespec){ (time_t)(t / 1000), (long)(t % 1000) * 1000000 };
+	if (cur) {
+		pthread_mutex_lock(&reqs.lock);
+		cur->cond = cond;
+		cur->next = reqs.waiting;
+		reqs.waiting = cur;
+		pthread_mutex_unlock(&reqs.lock);
+	}
+	r = pthread_cond_clockwait(cond, m, CLOCK_MONOTONIC, &ts);
+	if (cur) {
+		struct req **p;
+
+		pthread_mutex_lock(&reqs.lock);
+		for (p = &reqs.waiting; *p != cur; p = &(*p)->next)
+			;
+		*p = cur->next;
+		check = cur->interrupted || r == ETIMEDOUT;
+		cur->interrupted = false;
+		pthread_mutex_unlock(&reqs.lock);
+	}
+	if (stopping && cur)
+		return -EINTR;
+	if (check && req_dying(cur->pid))
+		return -EINTR;
+	return until && r == ETIMEDOUT && now_ms() >= until ? -ETIMEDOUT : 0;
+}
+
+static uint64_t
+hash_str(const char *s)
+{
+	return XXH3_64bits(s, strlen(s));
+}
+
+static bool
+version_same(const struct version *a, const struct version *b)
+{
+	return memcmp(a, b, sizeof(*a)) == 0;
+}
+
+/* Same file on the server, whatever its version? */
+static bool
+version_same_file(const struct version *a, const struct version *b)
+{
+	return a->fsid == b->fsid && a->fileid == b->fileid;
+}
+
+static bool
+bit_get(const uint64_t *map, uint64_t i)
+{
+	return map[i / 64] >> i % 64 & 1;
+}
+
+static void
+bit_set(uint64_t *map, uint64_t i)
+{
+	map[i / 64] |= (uint64_t)1 << i % 64;
+}
+
+static void
+dirlist_free(struct dirlist *l)
+{
+	for (size_t i = 0; i < l->n; i++)
+		free(l->v[i].name);
+	free(l->v);
+	*l = (struct dirlist){ 0 };
+}
+
+/* Append an entry; names come from the server and are not trusted: those
+ * that can't be a name are dropped with a message.  0 or -ENOMEM. */
+static int
+dirlist_add(struct dirlist *l, const char *name, const struct attr *a)
+{
+	size_t len = strnlen(name, 256);
+
+	if (!strcmp(name, ".") || !strcmp(name, ".."))
+		return 0;
+	if (len == 0 || len > 255 || memchr(name, '/', len)) {
+		log_warn("readdir: the server sent an impossible name; skipped");
+		return 0;
+	}
+	if (l->n == l->room) {
+		size_t room = l->room ? l->room * 2 : 64;
+		void *v = reallocarray(l->v, room, sizeof(*l->v));
+
+		if (!v)
+			return -ENOMEM;
+		l->v = v;
+		l->room = room;
+	}
+	l->v[l->n].name = strdup(name);
+	if (!l->v[l->n].name)
+		return -ENOMEM;
+	l->v[l->n].have_attr = a != NULL;
+	if (a)
+		l->v[l->n].attr = *a;
+	l->n++;
+	return 0;
+}
+
+/* === util =================================================== End === */
+
+/* === conf: options from one table ========================= Begin === */
+
+enum ctype { C_STR, C_BOOL, C_TRI, C_WORD, C_UINT, C_SIZE, C_AMOUNT, C_SECS,
+	C_ID, C_PERCENT };
+
+static const char *const words_version[] = { "auto", "3", "4", NULL };
+static const char *const words_evict[] = { "lru", "lfu", "sieve", NULL };
+static const char *const words_cons[] = { "strict", "open", "ttl",
+	"immutable", NULL };
+static const char *const words_offline[] = { "serve", "fail", NULL };
+static const char *const words_level[] = { "error", "warn", "info", "debug",
+	NULL };
+static const char *const words_target[] = { "auto", "stderr", "syslog", NULL };
+
+#define AT(f) offsetof(struct conf, f)
+
+/* Every option, in the order of cachefs.8.  The ini key is sect:key, the -o
+ * name is sect_key.  min and max are in the option's own unit. */
+static const struct copt {
+	const char *sect, *key;
+	enum ctype type;
+	size_t at;
+	const char *def;
+	double min, max;
+	const char *const *words;
+	const char *help;
+} copts[] = {
+{ "nfs", "backend", C_STR, AT(nfs_backend), NULL, 0, 0, NULL,
+	"nfs://host[:port]/export[/dir], host:/export[/dir] or a directory" },
+{ "nfs", "version", C_WORD, AT(nfs_version), "auto", 0, 0, words_version,
+	"protocol version; auto = 3 where the server offers it, else 4" },
+{ "nfs", "port", C_UINT, AT(nfs_port), "0", 0, 65535, NULL,
+	"NFS port; 0 = ask the portmapper (v3), 2049 (v4)" },
+{ "nfs", "mount_port", C_UINT, AT(nfs_mount_port), "0", 0, 65535, NULL,
+	"MOUNT port (v3); 0 = ask the portmapper" },
+{ "nfs", "connections", C_UINT, AT(nfs_connections), "4", 1, CONN_MAX, NULL,
+	"parallel connections to the server" },
+{ "nfs", "timeout", C_UINT, AT(nfs_timeout), "30", 1, 86400, NULL,
+	"seconds a request may wait for a silent server" },
+{ "nfs", "uid", C_ID, AT(nfs_uid), "-1", -1, 4294967294., NULL,
+	"AUTH_SYS user; -1 = the daemon's" },
+{ "nfs", "gid", C_ID, AT(nfs_gid), "-1", -1, 4294967294., NULL,
+	"AUTH_SYS group; -1 = the daemon's" },
+{ "cache", "dir", C_STR, AT(cache_dir), NULL, 0, 0, NULL,
+	"directory of the cache; mode 0700, the daemon's own" },
+{ "cache", "size", C_AMOUNT, AT(cache_size), "0", 0, 9e18, NULL,
+	"hard cap on bytes used, or % of the disk; 0 = only min_free" },
+{ "cache", "min_free", C_AMOUNT, AT(cache_min_free), "5%", 0, 9e18, NULL,
+	"bytes and inodes of the cache file system left free" },
+{ "cache", "block_size", C_SIZE, AT(cache_block_size), "256K", 4096,
+	64. * 1048576, NULL, "unit of presence, a power of two" },
+{ "cache", "fill", C_PERCENT, AT(cache_fill), "10%", 0, 100, NULL,
+	"share read after which the rest is fetched; 0 = at open, 100 = never" },
+{ "cache", "eviction", C_WORD, AT(cache_eviction), "lru", 0, 0, words_evict,
+	"which object goes first" },
+{ "cache", "consistency", C_WORD, AT(cache_consistency), "open", 0, 0,
+	words_cons, "when the server is asked" },
+{ "cache", "ttl", C_UINT, AT(cache_ttl), "60", 0, 31536000, NULL,
+	"seconds, for consistency=ttl" },
+{ "cache", "min_file_size", C_SIZE, AT(cache_min_file_size), "0", 0, 9e18,
+	NULL, "smaller files are served uncached" },
+{ "cache", "max_file_size", C_SIZE, AT(cache_max_file_size), "none", 0, 9e18,
+	NULL, "larger files are served uncached" },
+{ "cache", "include", C_STR, AT(cache_include), "", 0, 0, NULL,
+	"globs: only these paths are cached" },
+{ "cache", "exclude", C_STR, AT(cache_exclude), "", 0, 0, NULL,
+	"globs: these paths are served uncached" },
+{ "cache", "checksum", C_BOOL, AT(cache_checksum), "yes", 0, 0, NULL,
+	"keep the xxh3 of each block" },
+{ "cache", "offline", C_WORD, AT(cache_offline), "serve", 0, 0, words_offline,
+	"when the server is unreachable" },
+{ "cache", "offline_max_age", C_UINT, AT(cache_offline_max_age), "0", 0,
+	4294967295., NULL, "seconds; 0 = without limit" },
+{ "nvme", "use_io_uring", C_TRI, AT(use_io_uring), "auto", 0, 0, NULL,
+	"yes = fail without it; auto = threads instead" },
+{ "nvme", "queue_depth", C_UINT, AT(queue_depth), "128", 1, 4096, NULL,
+	"I/Os in flight on the cache disk" },
+{ "nvme", "polling_mode", C_BOOL, AT(polling_mode), "no", 0, 0, NULL,
+	"SQPOLL: a kernel thread takes the submissions" },
+{ "nvme", "sq_poll_idle_ms", C_UINT, AT(sq_poll_idle_ms), "1000", 1, 3600000,
+	NULL, "after which that thread sleeps" },
+{ "nvme", "io_poll", C_BOOL, AT(io_poll), "no", 0, 0, NULL,
+	"IOPOLL: completions are polled for" },
+{ "nvme", "fixed_buffers", C_BOOL, AT(fixed_buffers), "yes", 0, 0, NULL,
+	"register the buffer pool with the ring" },
+{ "nvme", "use_hugepages", C_BOOL, AT(use_hugepages), "no", 0, 0, NULL,
+	"the buffer pool in huge pages" },
+{ "nvme", "direct_io", C_BOOL, AT(direct_io), "yes", 0, 0, NULL,
+	"O_DIRECT cache writes" },
+{ "nvme", "buffer_memory", C_SIZE, AT(buffer_memory), "64M", 8. * 1048576,
+	1099511627776., NULL, "size of the buffer pool" },
+{ "nvme", "splice", C_TRI, AT(splice), "auto", 0, 0, NULL,
+	"zero-copy fills from a directory" },
+{ "fuse", "allow_other", C_BOOL, AT(fuse_allow_other), "no", 0, 0, NULL,
+	"let other users in (permissions are checked)" },
+{ "fuse", "passthrough", C_TRI, AT(fuse_passthrough), "auto", 0, 0, NULL,
+	"kernel reads complete files itself; yes = fail if it can't" },
+{ "fuse", "io_uring", C_BOOL, AT(fuse_io_uring), "no", 0, 0, NULL,
+	"FUSE over io_uring" },
+{ "fuse", "threads", C_UINT, AT(fuse_threads), "64", 2, 1024, NULL,
+	"requests processed at a time" },
+{ "fuse", "attr_timeout", C_SECS, AT(fuse_attr_timeout), "1", 0, 1e9, NULL,
+	"seconds the kernel keeps attributes" },
+{ "fuse", "entry_timeout", C_SECS, AT(fuse_entry_timeout), "1", 0, 1e9, NULL,
+	"seconds the kernel keeps names" },
+{ "fuse", "negative_timeout", C_SECS, AT(fuse_negative_timeout), "1", 0, 1e9,
+	NULL, "seconds the kernel keeps missing names" },
+{ "fuse", "readahead", C_SIZE, AT(fuse_readahead), "1M", 0, 1073741824., NULL,
+	"kernel read-ahead of the mount" },
+{ "log", "level", C_WORD, AT(log_level), "info", 0, 0, words_level,
+	"least severe level that is logged" },
+{ "log", "target", C_WORD, AT(log_target), "auto", 0, 0, words_target,
+	"auto = stderr in the foreground, else syslog" },
+};
+#define NCOPTS (sizeof(copts) / sizeof(copts[0]))
+
+/* Names of the Rust ancestor's mount options.  What stands between %s and
+ * its end is appended to the value; without ours nothing remains to set. */
+static const struct { const char *theirs, *ours, *unit; } aliases[] = {
+	{ "cache_size_gb", "cache_size", "G" },
+	{ "block_size_mb", "cache_block_size", "M" },
+	{ "min_cache_file_size_mb", "cache_min_file_size", "M" },
+	{ "readahead_mb", "fuse_readahead", "M" },
+	{ "ttl_hours", "cache_ttl", "h" },
+	{ "checksum", "cache_checksum", "" },
+	{ "eviction", "cache_eviction", "" },
+	{ "direct_io", "nvme_direct_io", "" },
+	{ "allow_other", "fuse_allow_other", "" },
+	{ "max_concurrent", NULL, NULL },
+};
+
+/* mount(8)'s own words: never an error; those that end in * are prefixes. */
+static const char *const mount_words[] = { "ro", "_netdev", "nofail", "auto",
+	"noauto", "defaults", "atime", "noatime", "relatime", "norelatime",
+	"strictatime", "diratime", "nodiratime", "nosuid", "nodev", "user",
+	"users", "nouser", "owner", "group", "async", "default_permissions",
+	"x-*", "X-*", "comment=*", "uhelper=*", "helper=*", NULL };
+static const struct { const char *word; unsigned set, clear; } mount_bits[] = {
+	{ "dev", 0, MS_NODEV }, { "suid", 0, MS_NOSUID },
+	{ "exec", 0, MS_NOEXEC }, { "noexec", MS_NOEXEC, 0 },
+};
+
+/* A number with a unit of powers of 1024 ("64M", "1.5G", "1GiB"); false if it
+ * is none. */
+static bool
+conf_size(const char *s, double *out)
+{
+	static const char units[] = "KMGT";
+	char *end;
+
+	if (!isdigit((unsigned char)*s))
+		return false;
+	*out = strtod(s, &end);
+	if (end[strspn(end, " ")] == '\0')
+		return true;
+	const char *u = strchr(units, toupper((unsigned char)*end));
+	if (!u)
+		return false;
+	for (long i = 0; i <= u - units; i++)
+		*out *= 1024;
+	end++;
+	return !*end || !strcasecmp(end, "B") || !strcasecmp(end, "iB");
+}
+
+static int
+conf_bool(const char *s)
+{
+	static const char *const w[] = { "no", "yes", "false", "true", "off",
+		"on", "0", "1" };
+
+	for (int i = 0; i < 8; i++)
+		if (!strcasecmp(s, w[i]))
+			return i & 1;
+	return -1;
+}
+
+/* A number within the option's range; false with *why set if it is not. */
+static bool
+conf_number(const struct copt *o, const char *val, double *d, const char **why)
+{
+	char *end;
+
+	if (o->type == C_SIZE || o->type == C_AMOUNT) {
+		if (!conf_size(val, d)) {
+			*why = "is not a size (like 64M or 2G)";
+			return false;
+		}
+	} else {
+		*d = strtod(val, &end);
+		if (end == val || (*end && !(o->type == C_PERCENT &&
+		    !strcmp(end, "%"))) || (o->type != C_SECS &&
+		    *d != (double)(int64_t)*d)) {
+			*why = "is not a number";
+			return false;
+		}
+	}
+	if (!(*d >= o->min && *d <= o->max)) {
+		*why = "is out of range";
+		return false;
+	}
+	return true;
+}
+
+/* Set one option from text.  NULL, or why the value is refused. */
+static const char *
+conf_set(struct conf *c, const struct copt *o, const char *val)
+{
+	char *at = (char *)c + o->at;
+	const char *why = NULL;
+	size_t len = strlen(val);
+	double d = 0;
+	int b;
+
+	switch (o->type) {
+	case C_STR: {
+		char *s = strdup(val);
+
+		if (!s)
+			return "does not fit into memory";
+		free(*(char **)(void *)at);
+		*(char **)(void *)at = s;
+		return NULL;
+	}
+	case C_BOOL:
+	case C_TRI:
+		b = conf_bool(val);
+		if (o->type == C_TRI && !strcasecmp(val, "auto"))
+			b = AUTO;
+		if (b < 0)
+			return o->type == C_TRI ? "is none of yes, no, auto" :
+			    "is neither yes nor no";
+		*(unsigned *)(void *)at = (unsigned)b;
+		return NULL;
+	case C_WORD:
+		for (unsigned i = 0; o->words[i]; i++)
+			if (!strcmp(val, o->words[i])) {
+				*(unsigned *)(void *)at = i;
+				return NULL;
+			}
+		return "is not one of its values";
+	case C_AMOUNT:
+		if (len > 1 && val[len - 1] == '%') {
+			char *end;
+
+			d = strtod(val, &end);
+			if (end != val + len - 1)
+				return "is not a size (like 64M or 2G) or a "
+				    "percentage";
+			if (!(d > 0 && d <= 100))
+				return "is out of range";
+			*(struct amount *)(void *)at =
+			    (struct amount){ .percent = d };
+			return NULL;
+		}
+		if (!conf_number(o, val, &d, &why))
+			return why;
+		*(struct amount *)(void *)at =
+		    (struct amount){ .bytes = (uint64_t)d };
+		return NULL;
+	case C_SIZE:
+		if (!strcmp(val, "none"))
+			val = "0";
+		if (!conf_number(o, val, &d, &why))
+			return why;
+		*(uint64_t *)(void *)at = (uint64_t)d;
+		return NULL;
+	case C_SECS:
+		if (!conf_number(o, val, &d, &why))
+			return why;
+		*(double *)(void *)at = d;
+		return NULL;
+	case C_ID:
+		if (!conf_number(o, val, &d, &why))
+			return why;
+		*(int64_t *)(void *)at = (int64_t)d;
+		return NULL;
+	case C_UINT:
+	case C_PERCENT:
+		if (!conf_number(o, val, &d, &why))
+			return why;
+		*(unsigned *)(void *)at = (unsigned)d;
+		return NULL;
+	}
+	return NULL;
+}
+
+/* What a refused value may be: "4K to 64M", "lru, lfu, sieve". */
+static const char *
+conf_range(const struct copt *o, char *buf, size_t size)
+{
+	size_t n = 0;
+
+	buf[0] = '\0';
+	if (o->words)
+		for (int i = 0; o->words[i]; i++)
+			n += (size_t)snprintf(buf + n, size - n, "%s%s",
+			    i ? ", " : " (", o->words[i]);
+	else if (o->max > 0 && o->max < 9e18)
+		n = (size_t)snprintf(buf, size, " (%.0f to %.0f", o->min,
+		    o->max);
+	if (n && n < size - 1)
+		snprintf(buf + n, size - n, ")");
+	return buf;
+}
+
+static const struct copt *
+conf_find(const char *name, size_t len, char sep)
+{
+	for (size_t i = 0; i < NCOPTS; i++) {
+		size_t s = strlen(copts[i].sect);
+
+		if (len == s + 1 + strlen(copts[i].key) &&
+		    !memcmp(name, copts[i].sect, s) && name[s] == sep &&
+		    !memcmp(name + s + 1, copts[i].key, len - s - 1))
+			return &copts[i];
+	}
+	return NULL;
+}
+
+static int
+conf_defaults(struct conf *c)
+{
+	*c = (struct conf){ .mount_flags = MS_NOSUID | MS_NODEV };
+	for (size_t i = 0; i < NCOPTS; i++)
+		if (copts[i].def && conf_set(c, &copts[i], copts[i].def))
+			return -ENOMEM;
+	return 0;
+}
+
+static char ini_error[256];
+
+/* iniparser's own messages would go to stderr without the program's name */
+__attribute__((format(printf, 1, 2))) static int
+conf_ini_error(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(ini_error, sizeof(ini_error), fmt, ap);
+	va_end(ap);
+	ini_error[strcspn(ini_error, "\n")] = '\0';
+	return 0;
+}
+
+/* Read the ini file over c.  0, or -EINVAL after a sentence on stderr. */
+static int
+conf_ini(struct conf *c, const char *file)
+{
+	char range[128];
+	dictionary *d;
+	FILE *f;
+	int r = 0;
+
+	f = fopen(file, "re");
+	if (!f || fgetc(f) == EOF) {
+		if (!f || ferror(f)) {
+			log_error("cannot read %s: %s", file, strerror(errno));
+			if (f)
+				fclose(f);
+			return -EINVAL;
+		}
+	}
+	fclose(f);
+	iniparser_set_error_callback(conf_ini_error);
+	d = iniparser_load(file);
+	if (!d) {
+		log_error("%s: %s", file, ini_error[0] ? ini_error :
+		    "not an ini file");
+		return -EINVAL;
+	}
+	for (ssize_t i = 0; i < (ssize_t)d->size && !r; i++) {
+		const char *key = d->key[i], *val = d->val[i], *why, *col;
+		const struct copt *o;
+
+		if (!key)
+			continue;
+		col = strchr(key, ':');
+		if (!col) {		/* the section itself */
+			for (size_t j = 0; j < NCOPTS && !r; j++)
+				if (!strcmp(copts[j].sect, key))
+					r = 1;
+			if (!r)
+				log_error("%s: unknown section [%s]", file, key);
+			r = r == 1 ? 0 : -EINVAL;
+			continue;
+		}
+		o = conf_find(key, strlen(key), ':');
+		if (!o) {
+			log_error("%s: unknown key '%s' in section [%.*s]",
+			    file, col + 1, (int)(col - key), key);
+			r = -EINVAL;
+		} else if ((why = conf_set(c, o, val ? val : ""))) {
+			log_error("%s: [%s] %s = %s: the value %s%s", file,
+			    o->sect, o->key, val ? val : "", why,
+			    conf_range(o, range, sizeof(range)));
+			r = -EINVAL;
+		}
+	}
+	iniparser_freedict(d);
+	return r;
+}
+
+/* Is opt (without its value) one of mount(8)'s own words? */
+static bool
+conf_mount_word(struct conf *c, const char *opt)
+{
+	for (size_t i = 0; i < sizeof(mount_bits) / sizeof(mount_bits[0]); i++)
+		if (!strcmp(opt, mount_bits[i].word)) {
+			c->mount_flags |= mount_bits[i].set;
+			c->mount_flags &= ~mount_bits[i].clear;
+			return true;
+		}
+	for (const char *const *w = mount_words; *w; w++) {
+		size_t n = strlen(*w) - 1;
+
+		if ((*w)[n] == '*' ? !strncmp(opt, *w, n) : !strcmp(opt, *w))
+			return true;
+	}
+	if (!strcmp(opt, "rw")) {
+		log_warn("option rw: cachefs is read-only; mounting read-only");
+		return true;
+	}
+	return false;
+}
+
+/* One -o option, "name" or "name=value".  0, or -EINVAL after a sentence. */
+static int
+conf_option(struct conf *c, char *opt)
+{
+	char *val = strchr(opt, '='), buf[64], range[128], ours[32];
+	const struct copt *o;
+	const char *why;
+
+	if (!strncmp(opt, "fsname=", 7)) {
+		free(c->fsname);
+		c->fsname = strdup(opt + 7);
+		return c->fsname ? 0 : -ENOMEM;
+	}
+	if (conf_mount_word(c, opt))
+		return 0;
+	if (val)
+		*val++ = '\0';
+	if (!strcmp(opt, "foreground") || !strcmp(opt, "debug")) {
+		int b = val ? conf_bool(val) : 1;
+
+		if (b < 0) {
+			log_error("option %s=%s: the value is neither yes nor "
+			    "no", opt, val);
+			return -EINVAL;
+		}
+		*(*opt == 'f' ? &c->foreground : &c->debug) = (unsigned)b;
+		return 0;
+	}
+	for (size_t i = 0; i < sizeof(aliases) / sizeof(aliases[0]); i++) {
+		if (strcmp(opt, aliases[i].theirs))
+			continue;
+		if (!aliases[i].ours) {
+			log_warn("option %s: nothing remains to set; ignored",
+			    opt);
+			return 0;
+		}
+		if (val && *aliases[i].unit == 'h')
+			snprintf(buf, sizeof(buf), "%.0f", 3600 * atof(val));
+		else if (val)
+			snprintf(buf, sizeof(buf), "%s%s", val,
+			    aliases[i].unit);
+		if (val)
+			val = buf;
+		if (*aliases[i].unit == 'h')
+			c->cache_consistency = CONS_TTL;
+		snprintf(ours, sizeof(ours), "%s", aliases[i].ours);
+		opt = ours;
+		break;
+	}
+	o = conf_find(opt, strlen(opt), '_');
+	if (!o) {
+		log_error("unknown option '%s'", opt);
+		return -EINVAL;
+	}
+	if (!val && o->type != C_BOOL && o->type != C_TRI) {
+		log_error("option %s needs a value", opt);
+		return -EINVAL;
+	}
+	why = conf_set(c, o, val ? val : "yes");
+	if (why) {
+		log_error("option %s=%s: the value %s%s", opt, val, why,
+		    conf_range(o, range, sizeof(range)));
+		return -EINVAL;
+	}
+	return 0;
+}
+
+/* A whole -o argument: options between commas; "\," is a comma. */
+static int
+conf_options(struct conf *c, const char *arg)
+{
+	char *s = strdup(arg), *from = s, *to = s, *word = s;
+	int r = s ? 0 : -ENOMEM;
+
+	for (; s && !r; from++) {
+		if (*from == '\\' && from[1] == ',') {
+			*to++ = *++from;
+		} else if (*from == ',' || *from == '\0') {
+			bool last = *from == '\0';
+
+			*to++ = '\0';
+			if (*word)
+				r = conf_option(c, word);
+			word = to;
+			if (last)
+				break;
+		} else {
+			*to++ = *from;
+		}
+	}
+	free(s);
+	return r;
+}
+
+static int
+conf_bad(const char *why)
+{
+	log_error("%s", why);
+	return -EINVAL;
+}
+
+/* Everything that one value alone can't show.  0, or -EINVAL after a
+ * sentence on stderr. */
+static int
+conf_check(const struct conf *c)
+{
+	if (!c->nfs_backend || !*c->nfs_backend)
+		return conf_bad("no backend: set [nfs] backend in the ini file "
+		    "or -o nfs_backend=");
+	if (!c->cache_dir || !*c->cache_dir)
+		return conf_bad("no cache directory: set [cache] dir in the ini "
+		    "file or -o cache_dir=");
+	if (c->cache_block_size & (c->cache_block_size - 1))
+		return conf_bad("cache_block_size is not a power of two");
+	if (c->cache_max_file_size &&
+	    c->cache_max_file_size < c->cache_min_file_size)
+		return conf_bad("cache_max_file_size is less than "
+		    "cache_min_file_size: nothing would be cached");
+	if (!WITH_URING && c->use_io_uring == YES)
+		return conf_bad("nvme_use_io_uring=yes, but this cachefs was "
+		    "built without io_uring");
+	if (c->use_io_uring == NO && c->polling_mode)
+		return conf_bad("nvme_polling_mode=yes needs io_uring, but "
+		    "nvme_use_io_uring=no");
+	if (c->io_poll && !c->direct_io)
+		return conf_bad("nvme_io_poll=yes needs nvme_direct_io=yes");
+	if (c->splice == YES && c->cache_checksum)
+		return conf_bad("nvme_splice=yes needs cache_checksum=no: "
+		    "spliced data is never seen by the daemon");
+	/* Parsed, but their function is not here yet. */
+	if (c->io_poll)
+		return conf_bad("nvme_io_poll=yes is not supported yet");
+	if (c->splice == YES)
+		return conf_bad("nvme_splice=yes is not supported yet");
+	if (c->cache_eviction)
+		return conf_bad("cache_eviction=lfu and sieve are not supported "
+		    "yet; use lru");
+	if (c->cache_offline_max_age)
+		return conf_bad("cache_offline_max_age is not supported yet");
+	if (c->fuse_io_uring)
+		return conf_bad("fuse_io_uring=yes is not supported yet");
+	return 0;
+}
+
+/* === conf =================================================== End === */
+
+/* === pool: aligned buffers ================================ Begin === */
+
+/*
+ * One mapping in slabs of 1 MiB; a slab hands out runs of granules (the block
+ * size, at most 1 MiB), so that buffers are aligned for O_DIRECT and lie in
+ * the region registered with the ring.  A buffer has one owner at a time.
+ * Who finds the pool empty waits in order; before waiting, the oldest buffer
+ * that is kept only because its reader may still come is taken back.
+ */
+#define SLAB_WORDS (IO_MAX / DIO_ALIGN / 64)
+
+struct pool_waiter {
+	pthread_cond_t cond;
+	struct pool_waiter *next;
+};
+
+static struct {
+	char *base;			/* [I] */
+	size_t size, gran;		/* [I] bytes */
+	unsigned nslab, per;		/* [I] slabs; granules in each */
+	bool (*reclaim)(void);		/* [I] frees a kept buffer; takes [b] */
+	pthread_mutex_t lock;		/* the rest; nothing is taken under it */
+	uint64_t (*map)[SLAB_WORDS];	/* granules in use */
+	unsigned *nfree;		/* granules free in each slab */
+	size_t used;			/* bytes */
+	struct pool_waiter *head, **tail;
+	struct fetch *oldest, *newest;	/* kept buffers, see fetch */
+} pool = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* Map and cut the pool.  0 or -errno. */
+static int
+pool_start(size_t size, size_t block)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+
+	pool.gran = MIN(MAX(block, DIO_ALIGN), IO_MAX);
+	pool.per = (unsigned)(IO_MAX / pool.gran);
+	pool.nslab = (unsigned)(size / IO_MAX);
+	pool.size = (size_t)pool.nslab * IO_MAX;
+	pool.tail = &pool.head;
+	pool.map = calloc(pool.nslab, sizeof(*pool.map));
+	pool.nfree = calloc(pool.nslab, sizeof(*pool.nfree));
+	if (!pool.map || !pool.nfree)
+		return -ENOMEM;
+	for (unsigned i = 0; i < pool.nslab; i++)
+		pool.nfree[i] = pool.per;
+	pool.base = MAP_FAILED;
+	if (conf.use_hugepages) {
+		pool.size = ROUND_UP(pool.size, 2 * MiB);
+		pool.base = mmap(NULL, pool.size, PROT_READ | PROT_WRITE,
+		    flags | MAP_HUGETLB, -1, 0);
+		if (pool.base == MAP_FAILED)
+			log_info("no huge pages are reserved (vm.nr_hugepages); "
+			    "asking for transparent ones");
+	}
+	if (pool.base == MAP_FAILED) {
+		pool.base = mmap(NULL, pool.size, PROT_READ | PROT_WRITE, flags,
+		    -1, 0);
+		if (pool.base == MAP_FAILED)
+			return -errno;
+		if (conf.use_hugepages)
+			madvise(pool.base, pool.size, MADV_HUGEPAGE);
+	}
+	return 0;
+}
+
+static void
+pool_stop(void)
+{
+	if (pool.base && pool.base != MAP_FAILED)
+		munmap(pool.base, pool.size);
+	free(pool.map);
+	free(pool.nfree);
+	pool.base = NULL;
+}
+
+/* n free granules in a row, or NULL.  Caller holds pool.lock. */
+static char *
+pool_take_locked(unsigned n)
+{
+	for (unsigned s = 0; s < pool.nslab; s++) {
+		if (pool.nfree[s] < n)
+			continue;
+		for (unsigned i = 0, run = 0; i < pool.per; i++) {
+			run = bit_get(pool.map[s], i) ? 0 : run + 1;
+			if (run < n)
+				continue;
+			for (unsigned k = i + 1 - n; k <= i; k++)
+				bit_set(pool.map[s], k);
+			pool.nfree[s] -= n;
+			pool.used += n * pool.gran;
+			return pool.base + (size_t)s * IO_MAX +
+			    (i + 1 - n) * pool.gran;
+		}
+	}
+	return NULL;
+}
+
+/* A buffer of at least len bytes (at most 1 MiB) if there is one at once and
+ * `spare` bytes of the pool stay free or reclaimable; else NULL. */
+static char *
+pool_try(size_t len, size_t spare)
+{
+	unsigned n = (unsigned)(ROUND_UP(len, pool.gran) / pool.gran);
+	char *p = NULL;
+
+	for (;;) {
+		pthread_mutex_lock(&pool.lock);
+		if (!pool.head && pool.used + n * pool.gran + spare <= pool.size)
+			p = pool_take_locked(n);
+		pthread_mutex_unlock(&pool.lock);
+		if (p || !pool.reclaim())
+			return p;
+	}
+}
+
+/* The same, waiting in turn.  NULL only if the caller's process is being
+ * killed.  Callers hold no lock and no other buffer. */
+static char *
+pool_get(size_t len)
+{
+	unsigned n = (unsigned)(ROUND_UP(len, pool.gran) / pool.gran);
+	struct pool_waiter me = { .cond = PTHREAD_COND_INITIALIZER }, **p;
+	char *buf;
+	int r = 0;
+
+	buf = pool_try(len, 0);
+	if (buf)
+		return buf;
+	COUNT(buffer_waits, 1);
+	pthread_mutex_lock(&pool.lock);
+	*pool.tail = &me;
+	pool.tail = &me.next;
+	while (r != -EINTR) {
+		if (pool.head == &me && (buf = pool_take_locked(n)))
+			break;
+		if (pool.head == &me && pool.oldest) {
+			bool got;
+
+			pthread_mutex_unlock(&pool.lock);
+			got = pool.reclaim();
+			pthread_mutex_lock(&pool.lock);
+			if (got)
+				continue;
+			if ((buf = pool_take_locked(n)))
+				break;
+		}
+		r = wait_on(&me.cond, &pool.lock, 0);
+	}
+	for (p = &pool.head; *p != &me; p = &(*p)->next)
+		;
+	*p = me.next;
+	if (!*p)
+		pool.tail = p;
+	if (pool.head)
+		pthread_cond_signal(&pool.head->cond);
+	pthread_mutex_unlock(&pool.lock);
+	pthread_cond_destroy(&me.cond);
+	return buf;
+}
+
+/* Give a buffer of len bytes back; wakes the first who waits. */
+static void
+pool_put(char *buf, size_t len)
+{
+	unsigned n = (unsigned)(ROUND_UP(len, pool.gran) / pool.gran);
+	size_t at = (size_t)(buf - pool.base);
+	unsigned s = (unsigned)(at / IO_MAX);
+	unsigned i = (unsigned)(at % IO_MAX / pool.gran);
+
+	pthread_mutex_lock(&pool.lock);
+	for (unsigned k = i; k < i + n; k++)
+		pool.map[s][k / 64] &= ~((uint64_t)1 << k % 64);
+	pool.nfree[s] += n;
+	pool.used -= n * pool.gran;
+	if (pool.head)
+		pthread_cond_signal(&pool.head->cond);
+	pthread_mutex_unlock(&pool.lock);
+}
+
+/* === pool =================================================== End === */
+
+/* === exec: I/O on the cache disk ========================== Begin === */
+
+/*
+ * One interface, two engines.  io_uring: exec_submit() queues, the one ring
+ * thread takes the whole queue, submits it with one system call and reaps in
+ * batches.  Threads: each takes one request and does it.  done() runs in an
+ * executor thread and does not block.
+ */
+#define EXEC_THREADS 8
+
+static struct {
+	bool uring;			/* [I] */
+	bool fixed;			/* [I] the pool is registered */
+	pthread_t tid[EXEC_THREADS];	/* [I] */
+	unsigned ntid;			/* [I] */
+	pthread_mutex_t lock;		/* the rest */
+	pthread_cond_t cond;		/* threads: something is queued */
+	struct exec_req *head, **tail;
+	bool quit;
+	int wake;			/* [I] eventfd: ring has work */
+	bool kicked;			/* wake was written, not yet read */
+	unsigned inflight;		/* [o] ring thread */
+#if WITH_URING
+	struct io_uring ring;		/* [o] ring thread */
+	uint64_t wakebuf;		/* [o] */
+#endif
+} exec = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.cond = PTHREAD_COND_INITIALIZER, .wake = -1 };
+
+/* Hand r to the engine; r->done(r) is called when it is over. */
+static void
+exec_submit(struct exec_req *r)
+{
+	bool kick = false;
+
+	r->next = NULL;
+	r->did = 0;
+	pthread_mutex_lock(&exec.lock);
+	*exec.tail = r;
+	exec.tail = &r->next;
+	if (!exec.uring)
+		pthread_cond_signal(&exec.cond);
+	else if (!exec.kicked)
+		kick = exec.kicked = true;
+	pthread_mutex_unlock(&exec.lock);
+	if (kick && eventfd_write(exec.wake, 1))
+		log_error("exec: eventfd: %s", strerror(errno));
+}
+
+static void
+exec_finish(struct exec_req *r, int res)
+{
+	r->res = res;
+	r->done(r);
+}
+
+static void *
+exec_thread(void *arg)
+{
+	(void)arg;
+	pthread_mutex_lock(&exec.lock);
+	for (;;) {
+		struct exec_req *r = exec.head;
+		ssize_t n;
+
+		if (!r && exec.quit)
+			break;
+		if (!r) {
+			pthread_cond_wait(&exec.cond, &exec.lock);
+			continue;
+		}
+		exec.head = r->next;
+		if (!exec.head)
+			exec.tail = &exec.head;
+		pthread_mutex_unlock(&exec.lock);
+		if (r->op == EXEC_READ) {
+			n = sys_pread(r->fd, r->buf, r->len, r->off);
+		} else {
+			n = sys_pwrite(r->fd, r->buf, r->len, r->off);
+			if (n == 0)
+				n = (ssize_t)r->len;
+		}
+		exec_finish(r, (int)n);
+		pthread_mutex_lock(&exec.lock);
+	}
+	pthread_mutex_unlock(&exec.lock);
+	return NULL;
+}
+
+#if WITH_URING
+/* Prepare r's remaining bytes on a free SQE. */
+static void
+exec_prep(struct exec_req *r, struct io_uring_sqe *sqe)
+{
+	char *buf = r->buf + r->did;
+	unsigned len = (unsigned)(r->len - r->did);
+	uint64_t off = r->off + r->did;
+	bool fixed = exec.fixed && r->buf >= pool.base &&
+	    r->buf < pool.base + pool.size;
+
+	if (r->op == EXEC_READ && fixed)
+		io_uring_prep_read_fixed(sqe, r->fd, buf, len, off, 0);
+	else if (r->op == EXEC_READ)
+		io_uring_prep_read(sqe, r->fd, buf, len, off);
+	else if (fixed)
+		io_uring_prep_write_fixed(sqe, r->fd, buf, len, off, 0);
+	else
+		io_uring_prep_write(sqe, r->fd, buf, len, off);
+	io_uring_sqe_set_data(sqe, r);
+	exec.inflight++;
+	COUNT(sqe_submitted, 1);
+	if (exec.inflight > count.queue_depth_max)
+		count.queue_depth_max = exec.inflight;
+}
+
+/* One completion: an error, the end, or short and to go on.  Returns r when
+ * it has to be submitted again. */
+static struct exec_req *
+exec_complete(struct exec_req *r, int res)
+{
+	exec.inflight--;
+	COUNT(cqe_completed, 1);
+	if (res == -EAGAIN || res == -EINTR)
+		return r;
+	if (res > 0)
+		r->did += (size_t)res;
+	if (res > 0 && r->did < r->len)
+		return r;
+	if (res == 0 && r->op == EXEC_WRITE)
+		res = -EIO;
+	exec_finish(r, res < 0 ? res : (int)r->did);
+	return NULL;
+}
+
+/* Take what others queued; re-arm the eventfd read. */
+static void
+exec_take(struct exec_req ***tail, bool *quit)
+{
+	pthread_mutex_lock(&exec.lock);
+	**tail = exec.head;
+	if (exec.head)
+		*tail = exec.tail;
+	exec.head = NULL;
+	exec.tail = &exec.head;
+	*quit = exec.quit;
+	pthread_mutex_unlock(&exec.lock);
+}
+
+/* The ring's one owner.  The eventfd is read through the ring itself, so that
+ * one wait covers completions and new work. */
+static void *
+exec_ring(void *arg)
+{
+	struct exec_req *todo = NULL, **tail = &todo;
+	bool quit = false, armed = false;
+
+	(void)arg;
+	io_uring_enable_rings(&exec.ring);
+	for (;;) {
+		struct io_uring_cqe *cqe;
+		struct io_uring_sqe *sqe;
+		unsigned head, n = 0;
+		int r;
+
+		exec_take(&tail, &quit);
+		if (quit && !todo && !exec.inflight)
+			break;
+		if (!armed && (sqe = io_uring_get_sqe(&exec.ring))) {
+			io_uring_prep_read(sqe, exec.wake, &exec.wakebuf,
+			    sizeof(exec.wakebuf), 0);
+			io_uring_sqe_set_data(sqe, NULL);
+			armed = true;
+		}
+		while (todo && exec.inflight < conf.queue_depth &&
+		    (sqe = io_uring_get_sqe(&exec.ring))) {
+			struct exec_req *next = todo->next;
+
+			exec_prep(todo, sqe);
+			todo = next;
+		}
+		if (!todo)
+			tail = &todo;
+		r = io_uring_submit_and_wait(&exec.ring, 1);
+		COUNT(submit_calls, 1);
+		if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
+			log_error("io_uring_submit_and_wait: %s", strerror(-r));
+		io_uring_for_each_cqe(&exec.ring, head, cqe) {
+			struct exec_req *q = io_uring_cqe_get_data(cqe);
+
+			n++;
+			if (!q) {
+				armed = false;
+				pthread_mutex_lock(&exec.lock);
+				exec.kicked = false;
+				pthread_mutex_unlock(&exec.lock);
+			} else if ((q = exec_complete(q, cqe->res))) {
+				q->next = NULL;
+				*tail = q;
+				tail = &q->next;
+			}
+		}
+		io_uring_cq_advance(&exec.ring, n);
+	}
+	return NULL;
+}
+
+/* Set the ring up with the best flags this kernel takes.  0 or -errno. */
+static int
+exec_ring_init(void)
+{
+	static const unsigned try[] = {	/* Linux 6.1, 5.19, any */
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+		    IORING_SETUP_R_DISABLED,
+		IORING_SETUP_COOP_TASKRUN, 0 };
+	struct iovec iov = { pool.base, pool.size };
+	int r = -EINVAL;
+
+	for (size_t i = 0; i < 3 && r == -EINVAL; i++) {
+		struct io_uring_params p = { .flags = try[i] };
+
+		if (conf.polling_mode) {
+			p.flags = IORING_SETUP_SQPOLL;
+			p.sq_thread_idle = conf.sq_poll_idle_ms;
+		}
+		r = io_uring_queue_init_params(conf.queue_depth + 1,
+		    &exec.ring, &p);
+	}
+	if (r)
+		return r;
+	exec.wake = eventfd(0, EFD_CLOEXEC);
+	if (exec.wake < 0) {
+		r = -errno;
+		io_uring_queue_exit(&exec.ring);
+		return r;
+	}
+	if (conf.fixed_buffers) {
+		r = io_uring_register_buffers(&exec.ring, &iov, 1);
+		if (r)
+			log_info("the buffer pool could not be registered (%s); "
+			    "going on with plain buffers", strerror(-r));
+		exec.fixed = r == 0;
+	}
+	return 0;
+}
+#endif
+
+/* Start the engine.  0 or -errno after a message. */
+static int
+exec_start(void)
+{
+	int r = -ENOSYS;
+
+	exec.tail = &exec.head;
+#if WITH_URING
+	if (conf.use_io_uring != NO) {
+		r = exec_ring_init();
+		if (r && conf.use_io_uring == YES) {
+			log_error("nvme_use_io_uring=yes, but io_uring is "
+			    "refused here: %s", strerror(-r));
+			return r;
+		}
+		if (r)
+			log_warn("io_uring is refused here (%s); using the "
+			    "thread engine", strerror(-r));
+	}
+#endif
+	exec.uring = r == 0;
+	unsigned want = exec.uring ? 1 : EXEC_THREADS;
+	for (exec.ntid = 0; exec.ntid < want; exec.ntid++) {
+#if WITH_URING
+		if (exec.uring)
+			r = sys_thread(&exec.tid[0], exec_ring, NULL);
+		else
+#endif
+			r = sys_thread(&exec.tid[exec.ntid], exec_thread, NULL);
+		if (r) {
+			log_error("cannot start a thread: %s", strerror(-r));
+			return r;
+		}
+	}
+	return 0;
+}
+
+/* Let what is queued and in flight end, then stop the engine. */
+static void
+exec_stop(void)
+{
+	pthread_mutex_lock(&exec.lock);
+	exec.quit = true;
+	pthread_cond_broadcast(&exec.cond);
+	pthread_mutex_unlock(&exec.lock);
+	if (exec.uring && eventfd_write(exec.wake, 1))
+		log_error("exec: eventfd: %s", strerror(errno));
+	for (unsigned i = 0; i < exec.ntid; i++)
+		pthread_join(exec.tid[i], NULL);
+#if WITH_URING
+	if (exec.uring)
+		io_uring_queue_exit(&exec.ring);
+#endif
+	exec.ntid = 0;
+	sys_close(&exec.wake);
+}
+
+struct exec_wait {
+	struct exec_req er;
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	bool over;
+};
+
+static void
+exec_wait_done(struct exec_req *r)
+{
+	struct exec_wait *w = (struct exec_wait *)r;	/* er is first */
+
+	pthread_mutex_lock(&w->lock);
+	w->over = true;
+	pthread_cond_signal(&w->cond);
+	pthread_mutex_unlock(&w->lock);
+}
+
+/* Read from a cache file and wait for it: what the page cache has is copied
+ * here and now, the rest goes through the engine.  Bytes or -errno. */
+static ssize_t
+exec_read(int fd, char *buf, size_t len, uint64_t off)
+{
+	struct iovec iov = { buf, len };
+	ssize_t n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT);
+	struct exec_wait w = { .lock = PTHREAD_MUTEX_INITIALIZER,
+		.cond = PTHREAD_COND_INITIALIZER };
+
+	if (n == (ssize_t)len)
+		return n;
+	if (n < 0)
+		n = 0;
+	w.er = (struct exec_req){ .op = EXEC_READ, .fd = fd, .buf = buf + n,
+		.len = len - (size_t)n, .off = off + (size_t)n,
+		.done = exec_wait_done };
+	exec_submit(&w.er);
+	pthread_mutex_lock(&w.lock);
+	while (!w.over)
+		pthread_cond_wait(&w.cond, &w.lock);
+	pthread_mutex_unlock(&w.lock);
+	return w.er.res < 0 ? w.er.res : n + w.er.res;
+}
+
+/* === exec =================================================== End === */
+
+/* === names: what the kernel knows by path ================= Begin === */
+
+/*
+ * One struct name for each path that matters: it holds the mode and version
+ * of the path's open files, the attributes that the kernel was told, and the
+ * server's handle.  Names without open files are kept for speed only, the
+ * NAMES_MAX last used; a forgotten one costs a walk from the root.
+ */
+#define NAME_BUCKETS 16384
+
+static struct {
+	pthread_mutex_t lock;		/* held briefly: no I/O under it */
+	struct name *tab[NAME_BUCKETS];
+	struct name *oldest, *newest;	/* those without open files */
+	unsigned nidle;
+	struct token {
+		uint64_t hash;		/* of the path */
+		uint64_t at;		/* now_ms() */
+		uint32_t pid;
+		bool looked;		/* LOOKUP seen; else: ESTALE given */
+		bool retry;		/* this is the kernel's second try */
+		struct version ver;	/* what the LOOKUP showed */
+	} tokens[TOKENS];
+} names = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static void
+name_unlist(struct name *n)
+{
+	*(n->older ? &n->older->newer : &names.oldest) = n->newer;
+	*(n->newer ? &n->newer->older : &names.newest) = n->older;
+	n->older = n->newer = NULL;
+	names.nidle--;
+}
+
+static void
+name_list(struct name *n)
+{
+	n->older = names.newest;
+	n->newer = NULL;
+	*(n->older ? &n->older->newer : &names.oldest) = n;
+	names.newest = n;
+	names.nidle++;
+}
+
+static struct name **
+name_slot(const char *path)
+{
+	struct name **p = &names.tab[hash_str(path) % NAME_BUCKETS];
+
+	while (*p && strcmp((*p)->path, path))
+		p = &(*p)->next;
+	return p;
+}
+
+static void
+name_free_locked(struct name *n)
+{
+	struct name **p = name_slot(n->path);
+
+	*p = n->next;
+	name_unlist(n);
+	free(n->path);
+	free(n->origin);
+	free(n);
+}
+
+/* The name for path, or NULL: unknown, or out of memory when creating. */
+static struct name *
+name_find_locked(const char *path, bool create)
+{
+	struct name **p = name_slot(path), *n = *p;
+
+	if (n && !n->opens) {
+		name_unlist(n);
+		name_list(n);
+	}
+	if (n || !create)
+		return n;
+	n = calloc(1, sizeof(*n));
+	if (!n || !(n->path = strdup(path))) {
+		free(n);
+		return NULL;
+	}
+	*p = n;
+	name_list(n);
+	if (names.nidle > NAMES_MAX)
+		name_free_locked(names.oldest);
+	return n;
+}
+
+/* Copy the server's handle of path to fh if it is known. */
+static bool
+name_handle(const char *path, struct handle *fh)
+{
+	struct name *n;
+
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, false);
+	if (n)
+		*fh = n->fh;
+	pthread_mutex_unlock(&names.lock);
+	return n && fh->len > 0;
+}
+
+/* Forget the handle of path: the server no longer knows it. */
+static void
+name_forget_handle(const char *path)
+{
+	struct name *n;
+
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, false);
+	if (n)
+		n->fh.len = 0;
+	pthread_mutex_unlock(&names.lock);
+}
+
+/* The version of a is what the kernel's inode shows from now on. */
+static void
+name_told_locked(struct name *n, const struct version *v)
+{
+	if (!version_same(&n->told, v)) {
+		n->told = *v;
+		n->seq++;
+	}
+}
+
+/*
+ * Note that the server, asked at `asked`, showed a and fh for path.  False
+ * when an overlapping question got another version, and so nobody can tell
+ * which is the newer: ask again.
+ */
+static bool
+name_validated(const char *path, const struct attr *a, const struct handle *fh,
+    uint64_t asked)
+{
+	struct name *n;
+	bool ok = true;
+
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, true);
+	if (n && n->answered > asked && n->asked &&
+	    !version_same(&n->attr.ver, &a->ver)) {
+		ok = false;
+	} else if (n) {
+		n->attr = *a;
+		n->fh = *fh;
+		n->asked = asked;
+		n->answered = now_us();
+	}
+	pthread_mutex_unlock(&names.lock);
+	return ok;
+}
+
+static struct token *
+token_slot(uint32_t pid, uint64_t hash)
+{
+	return &names.tokens[(hash ^ pid * UINT64_C(0x9e3779b97f4a7c15)) %
+	    TOKENS];
+}
+
+/* A LOOKUP by this request's thread showed it version ver of path. */
+static void
+token_leave_locked(const char *path, const struct version *ver)
+{
+	uint64_t hash = hash_str(path), now = now_ms();
+	struct token *t = token_slot(cur->pid, hash);
+	bool mine = t->pid == cur->pid && t->hash == hash;
+
+	/* another's second try, still expected, is not overwritten */
+	if (!mine && t->retry && now - t->at < RETRY_MS)
+		return;
+	*t = (struct token){ .hash = hash, .at = now, .pid = cur->pid,
+	    .looked = true, .ver = *ver,
+	    .retry = mine && t->retry && now - t->at < RETRY_MS };
+}
+
+/* Take the token that this thread's own LOOKUP of path left, if it is recent:
+ * the OPEN then need not ask the server again. */
+static bool
+token_take_locked(const char *path, struct version *ver)
+{
+	uint64_t hash = hash_str(path);
+	struct token *t = token_slot(cur->pid, hash);
+
+	if (t->pid != cur->pid || t->hash != hash || !t->looked ||
+	    now_ms() - t->at > (t->retry ? RETRY_MS : TOKEN_MS))
+		return false;
+	*ver = t->ver;
+	*t = (struct token){ 0 };
+	return true;
+}
+
+/* The OPEN answers ESTALE: the kernel will look the path up and try once
+ * more, and that second try must succeed. */
+static void
+token_expect_locked(const char *path)
+{
+	uint64_t hash = hash_str(path);
+
+	*token_slot(cur->pid, hash) = (struct token){ .hash = hash,
+	    .at = now_ms(), .pid = cur->pid, .retry = true };
+}
+
+/* Split "/a/b" into its parent "/a" (allocated) and "b" (inside path). */
+static char *
+path_parent(const char *path, const char **base)
+{
+	const char *slash = strrchr(path, '/');
+
+	*base = slash + 1;
+	return slash == path ? strdup("/") :
+	    strndup(path, (size_t)(slash - path));
+}
+
+/* "/a" and "b" to "/a/b", allocated; NULL out of memory. */
+static char *
+path_join(const char *dir, const char *name)
+{
+	char *p;
+
+	return asprintf(&p, "%s/%s", dir[1] ? dir : "", name) < 0 ? NULL : p;
+}
+
+static bool
+path_is_aside(const char *path)
+{
+	return !strncmp(path, ASIDE_PREFIX, sizeof(ASIDE_PREFIX) - 1);
+}
+
+/* === names ================================================== End === */
+
+/* === store: objects on the cache disk ===================== Begin === */
+
+/*
+ * An object is a data file and an index file (cachefs.h).  struct obj is one
+ * version of it in memory while somebody uses it, struct ent the registry's
+ * line about it whether used or not.  The order on disk: data is synced, then
+ * the index replaced; only what an index says is believed after a restart.
+ */
+#define STORE_BUCKETS 65536
+#define KEY_STRIPES 64
+#define CHECKPOINT_MS 5000
+
+static const struct backend *be;
+
+static struct {
+	int dir, objects, lockfd;	/* [I] */
+	uint64_t limit;			/* [I] bytes; 0 = only min_free */
+	uint64_t min_free, min_inodes;	/* [I] */
+	pthread_mutex_t key[KEY_STRIPES];
+	pthread_mutex_t lock;		/* the rest */
+	pthread_cond_t cond;		/* an object was loaded */
+	struct obj *tab[STORE_BUCKETS];
+	struct ent *ents[STORE_BUCKETS];
+	struct ent *oldest, *newest;	/* by last use */
+	uint64_t used;			/* bytes, reservations included */
+	uint64_t unwritten;		/* of these not on disk yet */
+	uint64_t nents, ncomplete;
+	bool scanned;			/* `used` knows the whole cache */
+	const char *_Atomic degraded;	/* [a] why the disk is not used */
+	_Atomic uint64_t retry_at;	/* now_ms() when it is tried again */
+	pthread_t evictor;
+	pthread_cond_t evict;		/* somebody needs room */
+} store = { .dir = -1, .objects = -1, .lockfd = -1,
+	.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER,
+	.evict = PTHREAD_COND_INITIALIZER };
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	struct obj *head;
+	pthread_t tid;
+	bool quit;
+} ckpt = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.cond = PTHREAD_COND_INITIALIZER };
+
+/* Reasons why something went past the cache or past passthrough, counted. */
+#define REASONS(X) \
+	X(too_small) X(too_big) X(excluded) X(no_space) X(degraded) X(scan) \
+	X(changing) X(partial) X(passthrough_off) X(passthrough_refused) \
+	X(open_buffered)
+enum reason {
+#define X(n) R_##n,
+	REASONS(X)
+#undef X
+	R_MAX
+};
+static const char *const reason_name[] = {
+#define X(n) #n,
+	REASONS(X)
+#undef X
+};
+static _Atomic uint64_t reason_count[R_MAX];
+
+static void
+bypass(enum reason r)
+{
+	atomic_fetch_add_explicit(&reason_count[r], 1, memory_order_relaxed);
+}
+
+static uint64_t
+key_hash(uint64_t fsid, uint64_t fileid)
+{
+	uint64_t k[2] = { fsid, fileid };
+
+	return XXH3_64bits(k, sizeof(k));
+}
+
+/* "xx/KEY" of a file, with a suffix. */
+static const char *
+key_path(uint64_t fsid, uint64_t fileid, const char *suffix, char buf[64])
+{
+	snprintf(buf, 64, "%02x/%016" PRIx64 "%016" PRIx64 "%s",
+	    (unsigned)(key_hash(fsid, fileid) & 0xff), fsid, fileid, suffix);
+	return buf;
+}
+
+static pthread_mutex_t *
+key_lock(uint64_t fsid, uint64_t fileid)
+{
+	return &store.key[(key_hash(fsid, fileid) >> 8) % KEY_STRIPES];
+}
+
+/* The cache disk failed: serve from the server for a while.  Logged once. */
+static void
+store_degrade(const char *what, int err)
+{
+	const char *was = store.degraded;
+
+	store.retry_at = now_ms() + 5000;
+	store.degraded = err == -ENOSPC || err == -EDQUOT ? "no space" :
+	    "I/O error";
+	if (!was)
+		log_error("cache %s: %s: %s; serving from the server meanwhile",
+		    conf.cache_dir, what, strerror(-err));
+}
+
+static void
+store_recovered(void)
+{
+	if (store.degraded) {
+		store.degraded = NULL;
+		log_info("cache %s: works again", conf.cache_dir);
+	}
+}
+
+/* Bytes that blocks [blk, blk+n) of o take on disk. */
+static uint64_t
+obj_bytes(const struct obj *o, uint64_t blk, uint64_t n)
+{
+	uint64_t end = MIN((blk + n) * o->bs, o->attr.ver.size);
+
+	return ROUND_UP(end - blk * o->bs, DIO_ALIGN);
+}
+
+static size_t
+map_size(uint64_t nblk)
+{
+	return (size_t)((nblk + 63) / 64 * 8);
+}
+
+static uint64_t
+idx_bytes(const struct obj *o)
+{
+	return ROUND_UP(sizeof(struct disk_index) + map_size(o->nblk) +
+	    (conf.cache_checksum ? o->nblk * 8 : 0), DIO_ALIGN);
+}
+
+static void
+ent_unlist(struct ent *e)
+{
+	*(e->older ? &e->older->newer : &store.oldest) = e->newer;
+	*(e->newer ? &e->newer->older : &store.newest) = e->older;
+}
+
+static void
+ent_list_newest(struct ent *e)
+{
+	e->older = store.newest;
+	e->newer = NULL;
+	*(e->older ? &e->older->newer : &store.oldest) = e;
+	store.newest = e;
+}
+
+static void
+ent_list_oldest(struct ent *e)
+{
+	e->newer = store.oldest;
+	e->older = NULL;
+	*(e->newer ? &e->newer->older : &store.newest) = e;
+	store.oldest = e;
+}
+
+static struct ent **
+ent_slot(uint64_t fsid, uint64_t fileid)
+{
+	struct ent **p = &store.ents[key_hash(fsid, fileid) % STORE_BUCKETS];
+
+	while (*p && ((*p)->fsid != fsid || (*p)->fileid != fileid))
+		p = &(*p)->next;
+	return p;
+}
+
+/* The registry's line, created if need be (NULL: out of memory); new ones
+ * are not in the order of use yet.  Caller holds store.lock. */
+static struct ent *
+ent_get_locked(uint64_t fsid, uint64_t fileid, bool *new)
+{
+	struct ent **p = ent_slot(fsid, fileid), *e = *p;
+
+	*new = !e;
+	if (e)
+		return e;
+	e = calloc(1, sizeof(*e));
+	if (!e)
+		return NULL;
+	e->fsid = fsid;
+	e->fileid = fileid;
+	*p = e;
+	store.nents++;
+	return e;
+}
+
+/* The line is of no more use: its object's files are gone. */
+static void
+ent_free_locked(struct ent *e)
+{
+	struct ent **p = ent_slot(e->fsid, e->fileid);
+
+	*p = e->next;
+	ent_unlist(e);
+	store.used -= e->bytes;
+	store.nents--;
+	store.ncomplete -= e->complete;
+	free(e);
+}
+
+/* Remove an object's files, index first: data without an index is never
+ * believed.  Caller holds the key's stripe. */
+static void
+store_unlink(uint64_t fsid, uint64_t fileid)
+{
+	char p[64];
+
+	unlinkat(store.objects, key_path(fsid, fileid, ".idx", p), 0);
+	unlinkat(store.objects, key_path(fsid, fileid, "", p), 0);
+}
+
+/* Evict the least recently used object that nobody uses.  Bytes freed. */
+static uint64_t
+evict_one(void)
+{
+	pthread_mutex_t *k;
+	uint64_t fsid, fileid, bytes = 0;
+	struct ent *e;
+
+	pthread_mutex_lock(&store.lock);
+	for (e = store.oldest; e && (e->live || e->pinned); e = e->newer)
+		;
+	if (!e) {
+		pthread_mutex_unlock(&store.lock);
+		return 0;
+	}
+	e->live++;			/* nobody else frees it now */
+	fsid = e->fsid;
+	fileid = e->fileid;
+	pthread_mutex_unlock(&store.lock);
+
+	k = key_lock(fsid, fileid);
+	pthread_mutex_lock(k);
+	pthread_mutex_lock(&store.lock);
+	bool mine = e->live == 1;	/* not opened meanwhile */
+	pthread_mutex_unlock(&store.lock);
+	if (mine)
+		store_unlink(fsid, fileid);
+	pthread_mutex_lock(&store.lock);
+	if (mine) {
+		bytes = e->bytes;
+		store.used -= bytes;
+		e->bytes = 0;
+		store.ncomplete -= e->complete;
+		e->complete = false;
+	}
+	if (--e->live == 0 && mine)
+		ent_free_locked(e);
+	pthread_mutex_unlock(&store.lock);
+	pthread_mutex_unlock(k);
+	if (bytes) {
+		COUNT(evicted_objects, 1);
+		COUNT(evicted_bytes, bytes);
+	}
+	return bytes;
+}
+
+/* May `bytes` more be stored?  Bytes missing, 0 = it fits. */
+static uint64_t
+store_missing_locked(uint64_t bytes)
+{
+	struct statvfs sv;
+	uint64_t avail, need = store.unwritten + bytes + store.min_free;
+
+	if (store.limit && store.used + bytes > store.limit)
+		return store.used + bytes - store.limit;
+	if (fstatvfs(store.dir, &sv))
+		return 0;		/* the write itself will tell */
+	avail = (uint64_t)sv.f_bavail * sv.f_frsize;
+	if (sv.f_files && sv.f_favail < store.min_inodes)
+		return bytes;
+	return avail < need ? need - avail : 0;
+}
+
+/* Reserve room for bytes of o before they are fetched.  0, or why not. */
+static int
+store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
+{
+	struct ent *e;
+	bool fits;
+
+	if (store.degraded && now_ms() < store.retry_at) {
+		*why = R_degraded;
+		return -ENOSPC;
+	}
+	pthread_mutex_lock(&store.lock);
+	if (store.limit && !store.scanned) {
+		pthread_mutex_unlock(&store.lock);
+		*why = R_scan;
+		return -ENOSPC;
+	}
+	fits = !store_missing_locked(bytes);
+	if (!fits) {
+		pthread_cond_signal(&store.evict);
+		pthread_mutex_unlock(&store.lock);
+		evict_one();		/* at most one unlink's wait */
+		pthread_mutex_lock(&store.lock);
+		fits = !store_missing_locked(bytes);
+	}
+	e = *ent_slot(o->attr.ver.fsid, o->attr.ver.fileid);
+	if (fits && e) {
+		e->bytes += bytes;
+		store.used += bytes;
+		store.unwritten += bytes;
+	}
+	pthread_mutex_unlock(&store.lock);
+	*why = R_no_space;
+	return fits && e ? 0 : -ENOSPC;
+}
+
+/* Reserved bytes have been written, or (lost) will never be. */
+static void
+store_settle(struct obj *o, uint64_t bytes, bool lost)
+{
+	struct ent *e;
+
+	pthread_mutex_lock(&store.lock);
+	store.unwritten -= bytes;
+	e = *ent_slot(o->attr.ver.fsid, o->attr.ver.fileid);
+	if (lost && e && !o->superseded) {
+		e->bytes -= bytes;
+		store.used -= bytes;
+	}
+	pthread_mutex_unlock(&store.lock);
+}
+
+/* Read an index file of the right version into o.  0; -ENOENT: none; -ESTALE:
+ * of another version; -EBADMSG: torn, damaged or foreign; else -errno. */
+static int
+idx_read(struct obj *o)
+{
+	char p[64];
+	struct disk_index h;
+	const struct version *v = &o->attr.ver;
+	uint64_t nblk, sums;
+	char *body = NULL;
+	int fd, r = -EBADMSG;
+
+	fd = sys_openat(store.objects, key_path(v->fsid, v->fileid, ".idx", p),
+	    O_RDONLY, 0);
+	if (fd < 0)
+		return fd;
+	if (sys_pread(fd, &h, sizeof(h), 0) != sizeof(h) ||
+	    memcmp(h.magic, INDEX_MAGIC, 8) || h.version != DISK_VERSION ||
+	    h.size != sizeof(h) ||
+	    h.xxh3 != XXH3_64bits(&h, offsetof(struct disk_index, xxh3)))
+		goto out;
+	r = -ESTALE;
+	if (!version_same(&h.ver, v))
+		goto out;
+	r = -EBADMSG;
+	if (h.block_size < DIO_ALIGN || h.block_size > IO_MAX ||
+	    h.block_size & (h.block_size - 1))
+		goto out;
+	nblk = v->size / h.block_size + (v->size % h.block_size != 0);
+	sums = h.flags & IDX_SUMS ? nblk * 8 : 0;
+	if (h.blocks != nblk || h.present > nblk || h.body_size !=
+	    (h.flags & IDX_COMPLETE ? 0 : map_size(nblk)) + sums)
+		goto out;
+	r = -ENOMEM;
+	body = malloc(h.body_size + 1);
+	o->map = calloc(1, map_size(nblk) + 8);
+	if (conf.cache_checksum)
+		o->sums = calloc(nblk + 1, 8);
+	if (!body || !o->map || (conf.cache_checksum && !o->sums))
+		goto out;
+	r = -EBADMSG;
+	if (sys_pread(fd, body, h.body_size, sizeof(h)) !=
+	    (ssize_t)h.body_size || XXH3_64bits(body, h.body_size) != h.body_xxh3)
+		goto out;
+	if (h.flags & IDX_COMPLETE)
+		for (uint64_t i = 0; i < nblk; i++)
+			bit_set(o->map, i);
+	else
+		memcpy(o->map, body, map_size(nblk));
+	if (sums && o->sums)
+		memcpy(o->sums, body + h.body_size - sums, sums);
+	o->bs = h.block_size;
+	o->nblk = nblk;
+	for (uint64_t i = 0; i < map_size(nblk) / 8; i++)
+		o->present += (uint64_t)__builtin_popcountll(o->map[i]);
+	o->pinned = h.flags & IDX_PINNED;
+	r = o->present == h.present && h.present ? 0 : -EBADMSG;
+out:
+	if (r) {
+		free(o->map);
+		free(o->sums);
+		o->map = o->sums = NULL;
+		o->present = 0;
+	}
+	free(body);
+	close(fd);
+	return r;
+}
+
+/* Write o's index: data durable, then the index, which replaces the old one
+ * in one step.  Only the checkpointer calls it.  0 or -errno. */
+static int
+idx_write(struct obj *o)
+{
+	char tmp[64], p[64];
+	const struct version *v = &o->attr.ver;
+	struct disk_index h = { .magic = INDEX_MAGIC, .version = DISK_VERSION,
+		.size = sizeof(h), .ver = *v, .block_size = o->bs,
+		.blocks = o->nblk };
+	size_t map = map_size(o->nblk), sums = o->sums ? o->nblk * 8 : 0;
+	pthread_mutex_t *k = key_lock(v->fsid, v->fileid);
+	char *body = malloc(map + sums + 1);
+	int fd = -1, rfd, r;
+
+	if (!body)
+		return -ENOMEM;
+	pthread_mutex_lock(&o->lock);
+	h.present = o->present;
+	h.flags = (o->present == o->nblk ? IDX_COMPLETE : 0) |
+	    (o->sums ? IDX_SUMS : 0) | (o->pinned ? IDX_PINNED : 0);
+	if (h.flags & IDX_COMPLETE)
+		map = 0;
+	memcpy(body, o->map, map);
+	if (sums)
+		memcpy(body + map, o->sums, sums);
+	rfd = o->rfd;
+	pthread_mutex_unlock(&o->lock);
+	h.body_size = map + sums;
+	h.body_xxh3 = XXH3_64bits(body, h.body_size);
+	h.xxh3 = XXH3_64bits(&h, offsetof(struct disk_index, xxh3));
+
+	key_path(v->fsid, v->fileid, ".tmp", tmp);
+	r = fdatasync(rfd) ? -errno : 0;
+	if (!r)
+		r = fd = sys_openat(store.objects, tmp,
+		    O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	if (r >= 0)
+		r = sys_pwrite(fd, &h, sizeof(h), 0);
+	if (!r)
+		r = sys_pwrite(fd, body, h.body_size, sizeof(h));
+	if (!r && fsync(fd))
+		r = -errno;
+	if (fd >= 0 && close(fd) && !r)
+		r = -errno;
+	free(body);
+	pthread_mutex_lock(k);
+	if (!r && !o->superseded && renameat(store.objects, tmp, store.objects,
+	    key_path(v->fsid, v->fileid, ".idx", p)))
+		r = -errno;
+	if (r || o->superseded)
+		unlinkat(store.objects, tmp, 0);
+	pthread_mutex_unlock(k);
+	if (!r)
+		o->saved = h.present;
+	return r;
+}
+
+/* Is this path one that the configuration wants cached? */
+static bool
+store_wants(const char *path)
+{
+	bool in = !*conf.cache_include;
+	const char *lists[] = { conf.cache_include, conf.cache_exclude };
+
+	for (int i = 0; i < 2; i++) {
+		char *list = strdup(lists[i]), *save, *g;
+
+		for (g = list ? strtok_r(list, " \t", &save) : NULL; g;
+		    g = strtok_r(NULL, " \t", &save))
+			/* without a slash: the last component, as gitignore */
+			if (!fnmatch(g, strchr(g, '/') ? path :
+			    strrchr(path, '/') + 1, 0))
+				in = i == 0;
+		free(list);
+	}
+	return in;
+}
+
+/* Why may this file not be cached?  NULL: it may. */
+static const char *
+store_refuses(const char *path, uint64_t size)
+{
+	enum reason r;
+
+	if (size < conf.cache_min_file_size)
+		r = R_too_small;
+	else if ((conf.cache_max_file_size && size > conf.cache_max_file_size) ||
+	    (store.limit && size > store.limit - store.limit / 10))
+		r = R_too_big;
+	else if (!store_wants(path))
+		r = R_excluded;
+	else
+		return NULL;
+	bypass(r);
+	return reason_name[r];
+}
+
+/* Fill a fresh object from the disk, or clear what stands in its place.  A
+ * version that replaces another one removes the other's files; those who
+ * have them open keep them. */
+static void
+obj_load(struct obj *o, const char *path)
+{
+	char p[64];
+	const struct version *v = &o->attr.ver;
+	pthread_mutex_t *k = key_lock(v->fsid, v->fileid);
+	struct stat st;
+	struct ent *e;
+	int r;
+
+	o->bypass = store_refuses(path, v->size);
+	pthread_mutex_lock(k);
+	r = idx_read(o);
+	if (!r) {
+		o->rfd = sys_openat(store.objects,
+		    key_path(v->fsid, v->fileid, "", p), O_RDWR, 0);
+		if (o->rfd < 0 || fstat(o->rfd, &st) || !S_ISREG(st.st_mode) ||
+		    (uint64_t)st.st_size != v->size) {
+			sys_close(&o->rfd);
+			memset(o->map, 0, map_size(o->nblk));
+			o->present = 0;
+			r = -EBADMSG;
+		}
+	}
+	if (r == -EBADMSG)
+		log_warn("cache: dropped object %s: its index or data is "
+		    "damaged", key_path(v->fsid, v->fileid, "", p));
+	if (r == -ESTALE)
+		COUNT(invalidated, 1);
+	if (r)
+		store_unlink(v->fsid, v->fileid);
+	pthread_mutex_lock(&store.lock);
+	e = *ent_slot(v->fsid, v->fileid);
+	store.used -= e->bytes;
+	e->bytes = r ? 0 : (uint64_t)st.st_blocks * 512 + idx_bytes(o);
+	store.used += e->bytes;
+	store.ncomplete -= e->complete;
+	o->complete = !r && o->present == o->nblk;
+	e->complete = o->complete;
+	store.ncomplete += e->complete;
+	pthread_mutex_unlock(&store.lock);
+	pthread_mutex_unlock(k);
+	o->saved = o->present;
+}
+
+static void
+obj_free(struct obj *o)
+{
+	sys_close(&o->rfd);
+	sys_close(&o->wfd);
+	if (o->bf)
+		be->close(o->bf);
+	free(o->map);
+	free(o->sums);
+	free(o->tab);
+	pthread_mutex_destroy(&o->lock);
+	pthread_cond_destroy(&o->cond);
+	free(o);
+}
+
+static struct obj *
+obj_new(const struct attr *a)
+{
+	struct obj *o = calloc(1, sizeof(*o));
+
+	if (!o)
+		return NULL;
+	o->attr = *a;
+	o->bs = (uint32_t)MIN(conf.cache_block_size, IO_MAX);
+	o->nblk = a->ver.size / o->bs + (a->ver.size % o->bs != 0);
+	o->refs = 1;
+	o->loading = true;
+	o->rfd = o->wfd = -1;
+	pthread_mutex_init(&o->lock, NULL);
+	pthread_cond_init(&o->cond, NULL);
+	return o;
+}
+
+/* The object for this version of a file, with a reference; loaded from the
+ * cache if it is there.  NULL: out of memory. */
+static struct obj *
+obj_get(const struct attr *a, const char *path)
+{
+	const struct version *v = &a->ver;
+	struct obj **b, *o;
+	struct ent *e;
+	bool new;
+
+	pthread_mutex_lock(&store.lock);
+	b = &store.tab[key_hash(v->fsid, v->fileid) % STORE_BUCKETS];
+	for (o = *b; o; o = o->next)
+		if (version_same(&o->attr.ver, v))
+			break;
+	e = ent_get_locked(v->fsid, v->fileid, &new);
+	if (o) {
+		o->refs++;
+		while (o->loading)
+			pthread_cond_wait(&store.cond, &store.lock);
+		pthread_mutex_unlock(&store.lock);
+		return o;
+	}
+	o = e ? obj_new(a) : NULL;
+	if (!o) {
+		if (new && e) {
+			ent_list_newest(e);
+			ent_free_locked(e);
+		}
+		pthread_mutex_unlock(&store.lock);
+		return NULL;
+	}
+	for (struct obj *old = *b; old; old = old->next)
+		if (version_same_file(&old->attr.ver, v))
+			old->superseded = true;
+	o->next = *b;
+	*b = o;
+	e->live++;
+	e->used_at = time(NULL);
+	if (!new)
+		ent_unlist(e);
+	ent_list_newest(e);
+	pthread_mutex_unlock(&store.lock);
+
+	obj_load(o, path);
+	pthread_mutex_lock(&store.lock);
+	o->loading = false;
+	pthread_cond_broadcast(&store.cond);
+	pthread_mutex_unlock(&store.lock);
+	return o;
+}
+
+static struct obj *
+obj_ref(struct obj *o)
+{
+	pthread_mutex_lock(&store.lock);
+	o->refs++;
+	pthread_mutex_unlock(&store.lock);
+	return o;
+}
+
+/* Drop a reference; the last one notes the time of use and frees o.  Callers
+ * hold no lock. */
+static void
+obj_put(struct obj *o)
+{
+	char p[64];
+	const struct version *v = &o->attr.ver;
+	struct obj **pp;
+	struct ent *e;
+
+	pthread_mutex_lock(&store.lock);
+	if (--o->refs > 0) {
+		pthread_mutex_unlock(&store.lock);
+		return;
+	}
+	pp = &store.tab[key_hash(v->fsid, v->fileid) % STORE_BUCKETS];
+	while (*pp != o)
+		pp = &(*pp)->next;
+	*pp = o->next;
+	e = *ent_slot(v->fsid, v->fileid);
+	if (--e->live == 0 && !o->present && !e->bytes)
+		ent_free_locked(e);
+	else
+		e->used_at = time(NULL);
+	pthread_mutex_unlock(&store.lock);
+	if (o->saved && !o->superseded)
+		utimensat(store.objects, key_path(v->fsid, v->fileid, ".idx",
+		    p), NULL, 0);
+	obj_free(o);
+}
+
+/* Make o's data file, as long as the server's.  0, or -errno: o's blocks can't
+ * be stored.  Any thread that may wait for the disk. */
+static int
+obj_create(struct obj *o)
+{
+	char p[64];
+	const struct version *v = &o->attr.ver;
+	pthread_mutex_t *k = key_lock(v->fsid, v->fileid);
+	int fd = -1, wfd = -1, r = 0;
+	bool have;
+
+	pthread_mutex_lock(k);
+	pthread_mutex_lock(&o->lock);
+	have = o->rfd >= 0;
+	r = have && (o->wfd >= 0 || !conf.direct_io) ? -EEXIST : 0;
+	pthread_mutex_unlock(&o->lock);
+	if (r || o->superseded)
+		goto out;
+	key_path(v->fsid, v->fileid, "", p);
+	if (!have) {
+		unlinkat(store.objects, p, 0);
+		fd = sys_openat(store.objects, p, O_RDWR | O_CREAT | O_EXCL,
+		    0600);
+		if (fd == -ENOENT) {
+			p[2] = '\0';
+			r = mkdirat(store.objects, p, 0700) && errno != EEXIST ?
+			    -errno : 0;
+			p[2] = '/';
+			if (!r)
+				fd = sys_openat(store.objects, p,
+				    O_RDWR | O_CREAT | O_EXCL, 0600);
+		}
+		if (fd < 0 || ftruncate(fd, (off_t)v->size)) {
+			r = r ? r : fd < 0 ? fd : -errno;
+			if (fd >= 0)
+				unlinkat(store.objects, p, 0);
+			sys_close(&fd);
+			goto out;
+		}
+	}
+	if (conf.direct_io)
+		wfd = sys_openat(store.objects, p, O_WRONLY | O_DIRECT, 0);
+	pthread_mutex_lock(&o->lock);
+	if (!o->map)
+		o->map = calloc(1, map_size(o->nblk) + 8);
+	if (!o->sums && conf.cache_checksum)
+		o->sums = calloc(o->nblk + 1, 8);
+	if (!o->map || (conf.cache_checksum && !o->sums))
+		r = -ENOMEM;
+	if (!have && !r)
+		o->rfd = fd;
+	o->wfd = wfd;
+	pthread_mutex_unlock(&o->lock);
+	if (r && !have)
+		sys_close(&fd);
+out:
+	pthread_mutex_unlock(k);
+	return r == -EEXIST ? 0 : o->superseded ? -ESTALE : r;
+}
+
+/* Put o on the checkpointer's list. */
+static void
+obj_dirty(struct obj *o)
+{
+	bool new;
+
+	pthread_mutex_lock(&ckpt.lock);
+	new = !o->dirty;
+	o->dirty = true;
+	pthread_mutex_unlock(&ckpt.lock);
+	if (new)
+		obj_ref(o);
+	pthread_mutex_lock(&ckpt.lock);
+	if (new) {
+		o->dirty_next = ckpt.head;
+		ckpt.head = o;
+	}
+	if (o->complete)
+		pthread_cond_signal(&ckpt.cond);
+	pthread_mutex_unlock(&ckpt.lock);
+}
+
+/* Write o's index if it is time.  True when o may leave the list. */
+static bool
+ckpt_one(struct obj *o, bool quit)
+{
+	uint64_t bytes;
+	bool last, same;
+	struct ent *e;
+	int r;
+
+	pthread_mutex_lock(&store.lock);
+	last = o->refs == 1;
+	pthread_mutex_unlock(&store.lock);
+	if (o->superseded)
+		return true;
+	if (!o->complete && !last && !quit && now_ms() - o->saved_ms < CHECKPOINT_MS)
+		return false;
+	o->saved_ms = now_ms();
+	r = idx_write(o);
+	if (r) {
+		store_degrade("index", r);
+		return quit || (last && store.degraded);
+	}
+	pthread_mutex_lock(&o->lock);
+	same = o->present == o->saved;
+	bytes = idx_bytes(o);
+	if (same && o->complete) {
+		bytes += obj_bytes(o, 0, o->nblk);
+		sys_close(&o->wfd);
+	}
+	pthread_mutex_unlock(&o->lock);
+	if (same && o->complete) {
+		pthread_mutex_lock(&store.lock);
+		e = *ent_slot(o->attr.ver.fsid, o->attr.ver.fileid);
+		if (e && !o->superseded) {
+			store.used += bytes - e->bytes;
+			e->bytes = bytes;
+			store.ncomplete += !e->complete;
+			e->complete = true;
+		}
+		pthread_mutex_unlock(&store.lock);
+	}
+	return same;
+}
+
+/* Takes the list once a second, or when an object got complete. */
+static void *
+ckpt_thread(void *arg)
+{
+	bool quit = false;
+
+	(void)arg;
+	while (!quit) {
+		struct obj *list, *o;
+
+		pthread_mutex_lock(&ckpt.lock);
+		if (!ckpt.quit)
+			wait_on(&ckpt.cond, &ckpt.lock, now_ms() + 1000);
+		quit = ckpt.quit;
+		list = ckpt.head;
+		ckpt.head = NULL;
+		pthread_mutex_unlock(&ckpt.lock);
+		while ((o = list)) {
+			bool leave;
+
+			list = o->dirty_next;
+			pthread_mutex_lock(&ckpt.lock);
+			o->dirty = false;	/* what comes now lists it anew */
+			pthread_mutex_unlock(&ckpt.lock);
+			leave = ckpt_one(o, quit);
+			if (!leave)
+				obj_dirty(o);
+			obj_put(o);
+		}
+	}
+	return NULL;
+}
+
+/* Add one object found on disk to the registry; clear what a crash left. */
+static void
+scan_object(int dir, const char *file, struct ent ***found, size_t *n)
+{
+	char name[64];
+	struct stat idx, data;
+	struct disk_index h;
+	uint64_t fsid, fileid;
+	struct ent *e, **v;
+	bool new, whole;
+	pthread_mutex_t *k;
+	int used = 0, fd;
+
+	if (sscanf(file, "%16" SCNx64 "%16" SCNx64 "%n", &fsid, &fileid,
+	    &used) != 2 || used != 32 || strlen(file) > 36)
+		return;
+	k = key_lock(fsid, fileid);
+	pthread_mutex_lock(k);
+	pthread_mutex_lock(&store.lock);
+	e = *ent_slot(fsid, fileid);
+	pthread_mutex_unlock(&store.lock);
+	if (e)
+		goto out;		/* in use, and so accounted for */
+	snprintf(name, sizeof(name), "%.32s.idx", file);
+	fd = sys_openat(dir, name, O_RDONLY, 0);
+	whole = fd >= 0 && !fstat(fd, &idx) &&
+	    sys_pread(fd, &h, sizeof(h), 0) == sizeof(h) &&
+	    h.xxh3 == XXH3_64bits(&h, offsetof(struct disk_index, xxh3));
+	sys_close(&fd);
+	snprintf(name, sizeof(name), "%.32s", file);
+	whole = whole && !fstatat(dir, name, &data, AT_SYMLINK_NOFOLLOW);
+	if (!whole || !strcmp(file + 32, ".tmp"))
+		unlinkat(dir, file, 0);
+	if (!whole || strcmp(file + 32, ".idx"))
+		goto out;
+	pthread_mutex_lock(&store.lock);
+	v = reallocarray(*found, *n + 1, sizeof(*v));
+	e = v ? ent_get_locked(fsid, fileid, &new) : NULL;
+	*found = v ? v : *found;
+	if (e) {
+		v[(*n)++] = e;
+		e->live = 1;		/* until it has its place in the order */
+		e->used_at = idx.st_mtime;
+		e->bytes = (uint64_t)(idx.st_blocks + data.st_blocks) * 512;
+		e->pinned = h.flags & IDX_PINNED;
+		e->complete = h.flags & IDX_COMPLETE;
+		store.ncomplete += e->complete;
+		store.used += e->bytes;
+		ent_list_oldest(e);
+	}
+	pthread_mutex_unlock(&store.lock);
+out:
+	pthread_mutex_unlock(k);
+}
+
+static int
+scan_newer_first(const void *a, const void *b)
+{
+	const struct ent *x = *(struct ent *const *)a;
+	const struct ent *y = *(struct ent *const *)b;
+
+	return (x->used_at < y->used_at) - (x->used_at > y->used_at);
+}
+
+/* Walk objects/xx/ once: rebuild use and recency, remove orphans. */
+static void
+store_scan(void)
+{
+	struct ent **found = NULL;
+	size_t n = 0;
+
+	for (int i = 0; i < 256 && !stopping; i++) {
+		char xx[3];
+		struct dirent *d;
+		DIR *dir;
+		int fd;
+
+		snprintf(xx, sizeof(xx), "%02x", i);
+		fd = sys_openat(store.objects, xx, O_RDONLY | O_DIRECTORY, 0);
+		dir = fd < 0 ? NULL : fdopendir(fd);
+		if (!dir) {
+			sys_close(&fd);
+			continue;
+		}
+		while ((d = readdir(dir)) && !stopping)
+			scan_object(fd, d->d_name, &found, &n);
+		closedir(dir);
+	}
+	if (n)
+		qsort(found, n, sizeof(*found), scan_newer_first);
+	pthread_mutex_lock(&store.lock);
+	for (size_t i = 0; i < n; i++) {
+		/* whoever was opened meanwhile is newer and stays where it is */
+		if (--found[i]->live == 0) {
+			ent_unlist(found[i]);
+			ent_list_oldest(found[i]);
+		}
+	}
+	store.scanned = true;
+	pthread_mutex_unlock(&store.lock);
+	free(found);
+}
+
+/* Scans once, then keeps use below the watermarks (95 % of the limit). */
+static void *
+evict_thread(void *arg)
+{
+	(void)arg;
+	store_scan();
+	pthread_mutex_lock(&store.lock);
+	while (!stopping) {
+		uint64_t slack = store.limit ? store.limit / 20 :
+		    store.min_free / 20;
+
+		if (store_missing_locked(slack)) {
+			uint64_t got;
+
+			pthread_mutex_unlock(&store.lock);
+			got = evict_one();
+			pthread_mutex_lock(&store.lock);
+			if (got)
+				continue;
+		}
+		wait_on(&store.evict, &store.lock, now_ms() + 1000);
+	}
+	pthread_mutex_unlock(&store.lock);
+	return NULL;
+}
+
+/* Is the directory empty but for what mkfs and we put there? */
+static bool
+store_dir_empty(void)
+{
+	int fd = sys_openat(store.dir, ".", O_RDONLY | O_DIRECTORY, 0);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	bool empty = d != NULL;
+	struct dirent *e;
+
+	while (d && (e = readdir(d)))
+		if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
+		    strcmp(e->d_name, "lost+found") && strcmp(e->d_name, "lock"))
+			empty = false;
+	if (d)
+		closedir(d);
+	return empty;
+}
+
+/* Check that this cache is ours and of this backend; mark a fresh one.  0, or
+ * -errno after a sentence. */
+static int
+store_super(const char *backend)
+{
+	struct disk_super s, want = { .magic = SUPER_MAGIC,
+		.version = DISK_VERSION, .size = sizeof(want) };
+	int fd, r;
+
+	snprintf(want.backend, sizeof(want.backend), "%s", backend);
+	want.xxh3 = XXH3_64bits(&want, offsetof(struct disk_super, xxh3));
+	fd = sys_openat(store.dir, "CACHEFS", O_RDONLY, 0);
+	if (fd >= 0) {
+		bool whole = sys_pread(fd, &s, sizeof(s), 0) == sizeof(s) &&
+		    !memcmp(s.magic, SUPER_MAGIC, 8);
+
+		close(fd);
+		if (whole && s.version > DISK_VERSION) {
+			log_error("cache_dir %s: its format %u is newer than this "
+			    "cachefs knows", conf.cache_dir, s.version);
+			return -EINVAL;
+		}
+		if (!whole || s.xxh3 != XXH3_64bits(&s,
+		    offsetof(struct disk_super, xxh3))) {
+			log_error("cache_dir %s: its file CACHEFS is damaged",
+			    conf.cache_dir);
+			return -EINVAL;
+		}
+		if (strcmp(s.backend, want.backend)) {
+			log_error("cache_dir %s: holds the cache of another "
+			    "backend, %s", conf.cache_dir, s.backend);
+			return -EINVAL;
+		}
+		return 0;
+	}
+	if (!store_dir_empty()) {
+		log_error("cache_dir %s: is not empty and not a cache; refused",
+		    conf.cache_dir);
+		return -EINVAL;
+	}
+	fd = sys_openat(store.dir, "CACHEFS.tmp", O_WRONLY | O_CREAT | O_TRUNC,
+	    0600);
+	r = fd < 0 ? fd : sys_pwrite(fd, &want, sizeof(want), 0);
+	if (!r && fsync(fd))
+		r = -errno;
+	if (fd >= 0)
+		close(fd);
+	if (!r && renameat(store.dir, "CACHEFS.tmp", store.dir, "CACHEFS"))
+		r = -errno;
+	if (r)
+		log_error("cache_dir %s: cannot be written: %s", conf.cache_dir,
+		    strerror(-r));
+	return r;
+}
+
+/* Take the lock that one daemon holds on a cache; says who has it. */
+static int
+store_take_lock(void)
+{
+	char pid[32] = "";
+	int fd = sys_openat(store.dir, "lock", O_RDWR | O_CREAT, 0600);
+
+	if (fd < 0) {
+		log_error("cache_dir %s: cannot be written: %s", conf.cache_dir,
+		    strerror(-fd));
+		return fd;
+	}
+	if (flock(fd, LOCK_EX | LOCK_NB)) {
+		if (sys_pread(fd, pid, sizeof(pid) - 1, 0) <= 0)
+			strcpy(pid, "another process");
+		pid[strcspn(pid, "\n")] = '\0';
+		log_error("cache_dir %s: in use by process %s", conf.cache_dir,
+		    pid);
+		close(fd);
+		return -EBUSY;
+	}
+	store.lockfd = fd;
+	return 0;
+}
+
+/* Open and check the cache directory, and lock it.  0, or -errno after a
+ * sentence. */
+static int
+store_open(const char *backend)
+{
+	struct stat st;
+	int r;
+
+	if (mkdir(conf.cache_dir, 0700) && errno != EEXIST) {
+		log_error("cache_dir %s: cannot be made: %s", conf.cache_dir,
+		    strerror(errno));
+		return -EINVAL;
+	}
+	store.dir = open(conf.cache_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (store.dir < 0 || fstat(store.dir, &st)) {
+		log_error("cache_dir %s: %s", conf.cache_dir, strerror(errno));
+		return -EINVAL;
+	}
+	if (st.st_uid != geteuid()) {
+		log_error("cache_dir %s: belongs to user %u, not to user %u who "
+		    "runs cachefs; refused", conf.cache_dir, st.st_uid,
+		    geteuid());
+		return -EINVAL;
+	}
+	if (st.st_mode & 077 && store_dir_empty() && !fchmod(store.dir, 0700))
+		st.st_mode &= ~(mode_t)077;	/* fresh: made so */
+	if (st.st_mode & 077) {
+		log_error("cache_dir %s: mode %04o lets others in, it must be "
+		    "0700; refused", conf.cache_dir, st.st_mode & 07777);
+		return -EINVAL;
+	}
+	r = store_take_lock();
+	if (!r)
+		r = store_super(backend);
+	if (r)
+		return r;
+	if (mkdirat(store.dir, "objects", 0700) && errno != EEXIST)
+		store.objects = -errno;
+	else
+		store.objects = sys_openat(store.dir, "objects",
+		    O_RDONLY | O_DIRECTORY, 0);
+	if (store.objects < 0) {
+		log_error("cache_dir %s: objects: %s", conf.cache_dir,
+		    strerror(-store.objects));
+		return store.objects;
+	}
+	return 0;
+}
+
+/* Start the store's threads (after the fork).  0 or -errno. */
+static int
+store_start(void)
+{
+	char pid[32];
+	struct statvfs sv;
+	uint64_t total;
+	int n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid()), r;
+
+	if (fstatvfs(store.dir, &sv) || ftruncate(store.lockfd, 0))
+		return -errno;
+	r = sys_pwrite(store.lockfd, pid, (size_t)n, 0);
+	if (r)
+		log_warn("cache lock: %s", strerror(-r));
+	total = (uint64_t)sv.f_blocks * sv.f_frsize;
+	store.limit = conf.cache_size.percent > 0 ?
+	    (uint64_t)(conf.cache_size.percent / 100 * (double)total) :
+	    conf.cache_size.bytes;
+	store.min_free = conf.cache_min_free.percent > 0 ?
+	    (uint64_t)(conf.cache_min_free.percent / 100 * (double)total) :
+	    conf.cache_min_free.bytes;
+	store.min_inodes = conf.cache_min_free.percent > 0 ?
+	    (uint64_t)(conf.cache_min_free.percent / 100 *
+	    (double)sv.f_files) : 0;
+	for (int i = 0; i < KEY_STRIPES; i++)
+		pthread_mutex_init(&store.key[i], NULL);
+	r = sys_thread(&ckpt.tid, ckpt_thread, NULL);
+	return r ? r : sys_thread(&store.evictor, evict_thread, NULL);
+}
+
+/* Write all indexes out and stop; nobody uses an object any more. */
+static void
+store_stop(void)
+{
+	pthread_mutex_lock(&ckpt.lock);
+	ckpt.quit = true;
+	pthread_cond_signal(&ckpt.cond);
+	pthread_mutex_unlock(&ckpt.lock);
+	if (ckpt.tid)
+		pthread_join(ckpt.tid, NULL);
+	pthread_mutex_lock(&store.lock);
+	pthread_cond_signal(&store.evict);
+	pthread_mutex_unlock(&store.lock);
+	if (store.evictor)
+		pthread_join(store.evictor, NULL);
+	sys_close(&store.objects);
+	sys_close(&store.dir);
+	sys_close(&store.lockfd);
+}
+
+/* === store ================================================== End === */
+
+/* === fetch: one READ for all who want a block ============= Begin === */
+
+/*
+ * A reader finds each block of its range present on disk, in a fetch's buffer
+ * or on its way there, or it starts the fetch itself.  The life of a fetch:
+ *	F_QUEUED   with the backend
+ *	F_ARRIVED  readers copy from the buffer, the executor writes it
+ *	F_KEPT     written (or not to be stored); the buffer stays for readers
+ *		   to come until all of it was read or the pool wants it back
+ *	F_FAILED   out of the table; freed by its last reader
+ * A reader that waits for a buffer holds none, so the pool can't deadlock.
+ */
+#define AHEAD_MAX (32 * MiB)		/* read-ahead window of one stream */
+#define AHEAD_START (128 * KiB)		/* read in a row before any */
+#define FILL_INFLIGHT 8			/* fetches of one background fill */
+
+struct stream {				/* the reads of one open file */
+	pthread_mutex_t lock;
+	uint64_t next;			/* where a sequential reader goes on */
+	uint64_t run;			/* bytes read in a row */
+	uint64_t ahead;			/* fetched ahead up to here */
+	bool counted;			/* in fetches.streams */
+};
+
+static struct {
+	pthread_mutex_t lock;		/* the fill queue */
+	pthread_cond_t cond;
+	struct obj *head, **tail;
+	bool kicked;			/* there may be something to do */
+	pthread_t tid;
+	bool quit;
+	atomic_uint streams;		/* sequential readers that look ahead */
+} fill = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.cond = PTHREAD_COND_INITIALIZER };
+
+static atomic_bool backend_down;	/* the server does not answer */
+
+/* Latencies in buckets of 1/8 octave of a microsecond. */
+struct histogram {
+	_Atomic uint64_t n[256];
+	_Atomic uint64_t max;
+};
+static struct histogram lat_miss, lat_hit;
+
+static void
+lat_add(struct histogram *h, uint64_t us)
+{
+	unsigned b = us < 8 ? (unsigned)us : (unsigned)(
+	    (63 - __builtin_clzll(us)) * 8 - 16 +
+	    (us >> (60 - __builtin_clzll(us)) & 7));
+
+	atomic_fetch_add_explicit(&h->n[MIN(b, 255)], 1, memory_order_relaxed);
+	if (us > h->max)
+		h->max = us;
+}
+
+static struct fetch **
+fetch_bucket(struct obj *o, uint64_t off)
+{
+	return &o->tab[off / IO_MAX % OBJ_BUCKETS];
+}
+
+/* The fetch whose range holds off, or NULL.  Caller holds o->lock. */
+static struct fetch *
+fetch_find_locked(struct obj *o, uint64_t off)
+{
+	struct fetch *f = o->tab ? *fetch_bucket(o, off) : NULL;
+
+	while (f && (off < f->off || off >= f->off + f->len))
+		f = f->next;
+	return f;
+}
+
+static bool
+obj_present_locked(struct obj *o, uint64_t off)
+{
+	return o->map && bit_get(o->map, off / o->bs);
+}
+
+/*
+ * Find the first run of blocks in [*off, end) that are neither present nor
+ * being fetched; set *off to its start.  Returns its bytes, 0 = none; a run
+ * ends at the next multiple of 1 MiB.  Caller holds o->lock.
+ */
+static size_t
+fetch_gap_locked(struct obj *o, uint64_t *off, uint64_t end)
+{
+	uint64_t at = *off - *off % o->bs, stop;
+
+	while (at < end && (obj_present_locked(o, at) ||
+	    fetch_find_locked(o, at)))
+		at += o->bs;
+	if (at >= end)
+		return 0;
+	*off = at;
+	stop = MIN(ROUND_UP(at + 1, IO_MAX), o->attr.ver.size);
+	do
+		at += o->bs;
+	while (at < end && at < stop && !obj_present_locked(o, at) &&
+	    !fetch_find_locked(o, at));
+	return (size_t)(MIN(at, stop) - *off);
+}
+
+static void
+fetch_free(struct fetch *f)
+{
+	struct obj *o = f->o;
+
+	pool_put(f->buf, f->room);
+	free(f);
+	obj_put(o);
+}
+
+/* Take f out of its object's table.  Caller holds o->lock. */
+static void
+fetch_unhook_locked(struct fetch *f)
+{
+	struct fetch **p = fetch_bucket(f->o, f->off);
+
+	while (*p != f)
+		p = &(*p)->next;
+	*p = f->next;
+	f->o->nfetch--;
+}
+
+static void
+fetch_unlist(struct fetch *f)		/* caller holds pool.lock */
+{
+	*(f->older ? &f->older->newer : &pool.oldest) = f->newer;
+	*(f->newer ? &f->newer->older : &pool.newest) = f->older;
+	f->listed = false;
+}
+
+static void
+fetch_list(struct fetch *f)		/* takes pool.lock */
+{
+	pthread_mutex_lock(&pool.lock);
+	f->older = pool.newest;
+	f->newer = NULL;
+	*(f->older ? &f->older->newer : &pool.oldest) = f;
+	pool.newest = f;
+	f->listed = true;
+	if (pool.head)
+		pthread_cond_signal(&pool.head->cond);
+	pthread_mutex_unlock(&pool.lock);
+}
+
+/* Is f of no more use?  Then it is out of the table, and the caller frees it
+ * once it has released o->lock. */
+static bool
+fetch_over_locked(struct fetch *f)
+{
+	bool mine;
+
+	if (f->refs || f->state == F_QUEUED || f->state == F_ARRIVED)
+		return false;
+	if (f->state == F_FAILED)
+		return true;		/* unhooked when it failed */
+	if (f->used < f->len && f->prio != PRIO_FILL)
+		return false;
+	pthread_mutex_lock(&pool.lock);
+	mine = f->listed;		/* else fetch_reclaim() has it */
+	if (mine)
+		fetch_unlist(f);
+	pthread_mutex_unlock(&pool.lock);
+	if (mine)
+		fetch_unhook_locked(f);
+	return mine;
+}
+
+/* The pool is empty: free the oldest kept buffer that nobody is copying from.
+ * Takes object locks; false if there is none. */
+static bool
+fetch_reclaim(void)
+{
+	for (int tries = 0; tries < 64; tries++) {
+		struct fetch *f;
+		bool idle;
+
+		pthread_mutex_lock(&pool.lock);
+		f = pool.oldest;
+		if (f)
+			fetch_unlist(f);
+		pthread_mutex_unlock(&pool.lock);
+		if (!f)
+			return false;
+		struct obj *o = f->o;
+		pthread_mutex_lock(&o->lock);
+		idle = f->refs == 0;
+		if (idle)
+			fetch_unhook_locked(f);
+		else
+			fetch_list(f);
+		pthread_mutex_unlock(&o->lock);
+		if (idle) {
+			fetch_free(f);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Tell the filler that something changed. */
+static void
+fill_kick(void)
+{
+	pthread_mutex_lock(&fill.lock);
+	fill.kicked = true;
+	pthread_cond_signal(&fill.cond);
+	pthread_mutex_unlock(&fill.lock);
+}
+
+/* The cache write of f is over. */
+static void
+fetch_written(struct exec_req *er)
+{
+	struct fetch *f = (struct fetch *)((char *)er -
+	    offsetof(struct fetch, er));
+	struct obj *o = f->o;
+	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
+	bool complete = false, over, failed = er->res < 0;
+	bool fills = f->prio == PRIO_FILL;
+
+	store_settle(o, obj_bytes(o, blk, n), failed);
+	if (failed) {
+		store_degrade("write", er->res);
+	} else {
+		COUNT(cache_write_bytes, f->len);
+		store_recovered();
+	}
+	pthread_mutex_lock(&o->lock);
+	for (uint64_t i = 0; i < n && !failed; i++) {
+		bit_set(o->map, blk + i);
+		o->present++;
+		if (o->sums)
+			o->sums[blk + i] = f->sums[i];
+	}
+	if (!failed && o->present == o->nblk)
+		complete = o->complete = true;
+	f->state = F_KEPT;
+	o->fills -= f->born_fill;
+	fetch_list(f);
+	over = fetch_over_locked(f);
+	pthread_mutex_unlock(&o->lock);
+	if (complete)
+		COUNT(fills_completed, 1);
+	if (!failed)
+		obj_dirty(o);
+	if (fills)
+		fill_kick();
+	if (over)
+		fetch_free(f);
+}
+
+/* Send an arrived buffer to the cache file.  The unaligned end of a file can't
+ * be written directly; it goes through the page cache. */
+static void
+fetch_write(struct fetch *f)
+{
+	struct obj *o = f->o;
+	int wfd;
+
+	pthread_mutex_lock(&o->lock);
+	wfd = o->wfd >= 0 && f->len % DIO_ALIGN == 0 ? o->wfd : o->rfd;
+	pthread_mutex_unlock(&o->lock);
+	f->er = (struct exec_req){ .op = EXEC_WRITE, .fd = wfd, .buf = f->buf,
+		.len = f->len, .off = f->off, .done = fetch_written };
+	exec_submit(&f->er);
+}
+
+/*
+ * The backend is done with f: all of f->len is in f->buf, or err (-errno).
+ * -ESTALE: the server has another version now, this one can't be completed.
+ * Called once for each be->read(), by a thread of the backend.
+ */
+static void
+fetch_arrived(struct fetch *f, int err)
+{
+	struct obj *o = f->o;
+	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
+	bool over, keep = f->store && !err;
+
+	if (!err)
+		COUNT(backend_read_bytes, f->len);
+	for (uint64_t i = 0; keep && conf.cache_checksum && i < n; i++)
+		f->sums[i] = XXH3_64bits(f->buf + i * o->bs,
+		    MIN(o->bs, f->len - i * o->bs));
+	if (err && f->store)
+		store_settle(o, obj_bytes(o, blk, n), true);
+	pthread_mutex_lock(&o->lock);
+	o->ahead -= f->born_ahead;
+	if (!keep)
+		o->fills -= f->born_fill;
+	f->err = err;
+	if (err == -ESTALE)
+		o->gone = true;
+	if (err) {
+		f->state = F_FAILED;
+		fetch_unhook_locked(f);
+	} else if (!keep) {
+		f->state = F_KEPT;
+		fetch_list(f);
+	} else {
+		f->state = F_ARRIVED;
+	}
+	pthread_cond_broadcast(&o->cond);
+	over = fetch_over_locked(f);
+	pthread_mutex_unlock(&o->lock);
+	if (err)
+		log_debug("fetch: %" PRIu64 "+%zu of file %" PRIx64 ": %s",
+		    f->off, f->len, o->attr.ver.fileid, strerror(-err));
+	if (keep)
+		fetch_write(f);
+	else if (over)
+		fetch_free(f);
+}
+
+/*
+ * Start fetching the first gap in [off, end) into buf, which has room bytes
+ * and becomes the fetch's, or the pool's again.  Returns the bytes asked for,
+ * 0 = there was no gap any more, or -errno: a fill that could not be stored.
+ */
+static ssize_t
+fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
+    enum fetch_prio prio)
+{
+	uint64_t n = (room + o->bs - 1) / o->bs;
+	struct fetch *f = calloc(1, sizeof(*f) + n * sizeof(f->sums[0]));
+	enum reason why = R_changing;
+	size_t len;
+	int r;
+
+	if (!f) {
+		pool_put(buf, room);
+		return -ENOMEM;
+	}
+	pthread_mutex_lock(&o->lock);
+	if (!o->tab)
+		o->tab = calloc(OBJ_BUCKETS, sizeof(*o->tab));
+	len = o->tab ? fetch_gap_locked(o, &off, MIN(end, off + room)) : 0;
+	if (len) {
+		*f = (struct fetch){ .o = o, .off = off, .len = MIN(len, room),
+			.room = room, .buf = buf, .prio = prio,
+			.born = now_us(), .born_ahead = prio == PRIO_AHEAD,
+			.born_fill = prio == PRIO_FILL };
+		f->next = *fetch_bucket(o, off);
+		*fetch_bucket(o, off) = f;
+		o->nfetch++;
+		o->ahead += f->born_ahead;
+		o->fills += f->born_fill;
+	}
+	r = o->tab ? 0 : -ENOMEM;
+	pthread_mutex_unlock(&o->lock);
+	if (!len) {
+		free(f);
+		pool_put(buf, room);
+		return r;
+	}
+	len = f->len;
+	obj_ref(o);
+	/* Between here and be->read() only this thread may end f. */
+	if (!o->bypass && !o->gone) {
+		uint64_t bytes = obj_bytes(o, off / o->bs,
+		    (len + o->bs - 1) / o->bs);
+
+		r = store_reserve(o, bytes, &why);
+		if (!r && (r = obj_create(o))) {
+			store_settle(o, bytes, true);
+			if (r != -ESTALE)
+				store_degrade("create", r);
+			why = R_degraded;
+		}
+		f->store = r == 0;
+		if (r)
+			bypass(why);
+	}
+	if (prio == PRIO_FILL && !f->store)
+		fetch_arrived(f, -ENOSPC);
+	else
+		be->read(f);
+	return prio == PRIO_FILL && r ? -ENOSPC : (ssize_t)len;
+}
+
+/* The end of the block_size region around end: its blocks of up to 1 MiB are
+ * fetched apart, but together. */
+static uint64_t
+fetch_round(const struct obj *o, uint64_t end)
+{
+	uint64_t b = MAX(conf.cache_block_size, o->bs);
+
+	return MIN(ROUND_UP(end, b), o->attr.ver.size);
+}
+
+/* Note a read of [off, end) and say how far to read ahead: 0 = not at all.
+ * Requests of one reader arrive in any order, hence the tolerance. */
+static uint64_t
+stream_note(struct stream *s, uint64_t off, uint64_t end, uint64_t *from)
+{
+	uint64_t window = 0, max = AHEAD_MAX;
+
+	pthread_mutex_lock(&s->lock);
+	if (off <= s->next + MiB && end + 2 * MiB > s->next) {
+		s->run += end - off;
+	} else {
+		s->run = 0;
+		s->ahead = 0;
+		s->next = end;
+	}
+	s->next = MAX(s->next, end);
+	if (s->run >= AHEAD_START) {
+		if (!s->counted)
+			fill.streams++;
+		s->counted = true;
+		max = MIN(max, pool.size / 2 / MAX(fill.streams, 1));
+		window = MIN(MAX(s->run * 2, MiB), max);
+	}
+	*from = MAX(s->next, s->ahead);
+	end = s->next + window;
+	pthread_mutex_unlock(&s->lock);
+	return window && end > *from ? end : 0;
+}
+
+static void
+stream_ahead(struct stream *s, uint64_t to)
+{
+	pthread_mutex_lock(&s->lock);
+	s->ahead = MAX(s->ahead, to);
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* Start fetches for what a sequential reader will want next, as far as
+ * buffers go round.  Never waits. */
+static void
+fetch_ahead(struct obj *o, struct stream *s, uint64_t from, uint64_t to)
+{
+	unsigned most = MAX(conf.nfs_connections * CONN_WINDOW / 2, 4);
+	size_t size;
+
+	/* whole READs, but for the end of the file */
+	to = to < o->attr.ver.size ? to / IO_MAX * IO_MAX : o->attr.ver.size;
+	while (from < to) {
+		char *buf;
+		ssize_t n;
+
+		pthread_mutex_lock(&o->lock);
+		size = o->ahead >= most ? 0 :
+		    fetch_gap_locked(o, &from, fetch_round(o, to));
+		if (o->ahead < most && !size)
+			from = to;
+		pthread_mutex_unlock(&o->lock);
+		buf = size ? pool_try(size, pool.size / 4) : NULL;
+		if (!buf)
+			break;
+		n = fetch_start(o, from, from + size, buf, size, PRIO_AHEAD);
+		if (n < 0)
+			break;
+		from += size;
+		stream_ahead(s, from);
+	}
+}
+
+/* Ask for the rest of o in the background. */
+static void
+fill_queue(struct obj *o)
+{
+	bool new;
+
+	pthread_mutex_lock(&fill.lock);
+	new = !o->filling && !fill.quit;
+	if (new)
+		o->filling = true;
+	pthread_mutex_unlock(&fill.lock);
+	if (!new)
+		return;
+	obj_ref(o);
+	COUNT(fills_started, 1);
+	pthread_mutex_lock(&fill.lock);
+	o->fill_next = NULL;
+	*fill.tail = o;
+	fill.tail = &o->fill_next;
+	pthread_mutex_unlock(&fill.lock);
+	fill_kick();
+}
+
+/* Has enough of o been read to fetch the rest? */
+static void
+fill_consider(struct obj *o)
+{
+	bool want;
+
+	if (conf.cache_fill >= 100 || o->complete || o->bypass || o->gone ||
+	    o->filling)
+		return;
+	pthread_mutex_lock(&o->lock);
+	want = o->present * 100 >= conf.cache_fill * o->nblk && o->nblk;
+	pthread_mutex_unlock(&o->lock);
+	if (want)
+		fill_queue(o);
+}
+
+/* Keep FILL_INFLIGHT fetches of o going.  False when o needs no more. */
+static bool
+fill_step(struct obj *o)
+{
+	while (!o->complete && !o->gone && !stopping) {
+		bool from_start = o->fill_pos == 0;
+		unsigned busy;
+		size_t size;
+		char *buf;
+
+		pthread_mutex_lock(&o->lock);
+		size = fetch_gap_locked(o, &o->fill_pos, o->attr.ver.size);
+		busy = o->fills;
+		pthread_mutex_unlock(&o->lock);
+		if (!size) {		/* look once more for what failed */
+			o->fill_pos = 0;
+			if (from_start)
+				return busy > 0;
+			continue;
+		}
+		if (busy >= FILL_INFLIGHT || backend_down ||
+		    !(buf = pool_try(size, pool.size / 2)))
+			return true;
+		if (fetch_start(o, o->fill_pos, o->fill_pos + size, buf, size,
+		    PRIO_FILL) < 0) {
+			COUNT(fills_failed, 1);
+			return false;
+		}
+	}
+	return false;
+}
+
+/* Goes round the objects that are being filled. */
+static void *
+fill_thread(void *arg)
+{
+	struct obj *o, *round;
+
+	(void)arg;
+	pthread_mutex_lock(&fill.lock);
+	for (;;) {
+		if (!fill.kicked && !fill.quit)
+			wait_on(&fill.cond, &fill.lock, now_ms() + 1000);
+		fill.kicked = false;
+		round = fill.head;
+		fill.head = NULL;
+		fill.tail = &fill.head;
+		if (fill.quit && !round)
+			break;
+		while ((o = round)) {
+			bool more;
+
+			round = o->fill_next;
+			pthread_mutex_unlock(&fill.lock);
+			more = fill_step(o);
+			pthread_mutex_lock(&fill.lock);
+			if (more && !fill.quit) {
+				o->fill_next = NULL;
+				*fill.tail = o;
+				fill.tail = &o->fill_next;
+				continue;
+			}
+			o->filling = false;
+			pthread_mutex_unlock(&fill.lock);
+			obj_put(o);
+			pthread_mutex_lock(&fill.lock);
+		}
+	}
+	pthread_mutex_unlock(&fill.lock);
+	return NULL;
+}
+
+static int
+fill_start(void)
+{
+	fill.tail = &fill.head;
+	pool.reclaim = fetch_reclaim;
+	return sys_thread(&fill.tid, fill_thread, NULL);
+}
+
+static void
+fill_stop(void)
+{
+	pthread_mutex_lock(&fill.lock);
+	fill.quit = true;
+	pthread_cond_signal(&fill.cond);
+	pthread_mutex_unlock(&fill.lock);
+	if (fill.tid)
+		pthread_join(fill.tid, NULL);
+}
+
+/* Copy what f has of [off, end) to buf, once it has arrived.  Caller holds
+ * o->lock, which is released.  Bytes or -errno. */
+static ssize_t
+fetch_copy_locked(struct fetch *f, char *buf, uint64_t off, uint64_t end)
+{
+	struct obj *o = f->o;
+	size_t n = (size_t)(MIN(end, f->off + f->len) - off);
+	int r = 0;
+	bool over;
+
+	f->refs++;
+	if (f->state == F_QUEUED && f->prio > PRIO_DEMAND) {
+		f->prio = PRIO_DEMAND;
+		pthread_mutex_unlock(&o->lock);
+		be->raise(f);
+		pthread_mutex_lock(&o->lock);
+	}
+	while (f->state == F_QUEUED && r != -EINTR)
+		r = wait_on(&o->cond, &o->lock, 0);
+	r = f->state == F_QUEUED ? -EINTR : f->state == F_FAILED ? f->err : 0;
+	pthread_mutex_unlock(&o->lock);
+	if (!r)
+		memcpy(buf, f->buf + (off - f->off), n);
+	pthread_mutex_lock(&o->lock);
+	f->refs--;
+	f->used += n;
+	over = fetch_over_locked(f);
+	pthread_mutex_unlock(&o->lock);
+	if (over)
+		fetch_free(f);
+	return r ? r : (ssize_t)n;
+}
+
+/* Bytes from off on that are present on disk, without a gap, up to end. */
+static size_t
+obj_run_locked(struct obj *o, uint64_t off, uint64_t end)
+{
+	uint64_t at = off;
+
+	while (at < end && obj_present_locked(o, at))
+		at += o->bs - at % o->bs;
+	return (size_t)(MIN(at, end) - off);
+}
+
+/* The cache file could not be read: its blocks are absent from now on. */
+static void
+obj_forget(struct obj *o, uint64_t off, size_t len)
+{
+	pthread_mutex_lock(&o->lock);
+	for (uint64_t b = off / o->bs; b <= (off + len - 1) / o->bs; b++)
+		if (bit_get(o->map, b)) {
+			o->map[b / 64] &= ~((uint64_t)1 << b % 64);
+			o->present--;
+		}
+	o->complete = false;
+	pthread_mutex_unlock(&o->lock);
+	obj_dirty(o);
+}
+
+/* Start fetches for all gaps of [off, end) while there are buffers. */
+static void
+fetch_demand(struct obj *o, uint64_t off, uint64_t end)
+{
+	uint64_t stop = fetch_round(o, end);
+
+	if (o->complete)
+		return;
+	off -= off % MAX(conf.cache_block_size, o->bs);
+	while (off < stop) {
+		size_t size;
+		char *buf;
+
+		pthread_mutex_lock(&o->lock);
+		size = fetch_gap_locked(o, &off, stop);
+		pthread_mutex_unlock(&o->lock);
+		buf = size ? pool_try(size, 0) : NULL;
+		if (!buf || fetch_start(o, off, off + size, buf, size,
+		    off < end ? PRIO_DEMAND : PRIO_AHEAD) < 0)
+			break;
+		off += size;
+	}
+}
+
+/* Read [off, off+size) of o for the open file s: all of it up to the end of
+ * the file, or -errno (a short read would mean end of file).  May wait for
+ * server and disk; callers hold no lock. */
+static ssize_t
+obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
+{
+	uint64_t end = MIN(off + size, o->attr.ver.size), pos = off, to, from;
+	uint64_t began = now_us();
+	bool missed = false;
+
+	if (off >= end)
+		return 0;
+	fetch_demand(o, off, end);
+	to = o->complete ? 0 : stream_note(s, off, end, &from);
+	if (to)
+		fetch_ahead(o, s, from, to);
+	while (pos < end) {
+		struct fetch *f;
+		char *fresh;
+		ssize_t n;
+
+		pthread_mutex_lock(&o->lock);
+		f = fetch_find_locked(o, pos);
+		if (f) {
+			n = fetch_copy_locked(f, buf + (pos - off), pos, end);
+			if (n < 0)
+				return n;
+			COUNT(miss_bytes, (size_t)n);
+			missed = true;
+			pos += (size_t)n;
+			continue;
+		}
+		n = (ssize_t)obj_run_locked(o, pos, end);
+		pthread_mutex_unlock(&o->lock);
+		if (n) {
+			ssize_t got = exec_read(o->rfd, buf + (pos - off),
+			    (size_t)n, pos);
+
+			if (got != n) {
+				store_degrade("read", got < 0 ? (int)got : -EIO);
+				obj_forget(o, pos, (size_t)n);
+				continue;
+			}
+			COUNT(hit_bytes, (size_t)n);
+			pos += (size_t)n;
+			continue;
+		}
+		if (o->gone)
+			return -ESTALE;
+		from = pos - pos % o->bs;
+		to = MIN(MIN(ROUND_UP(from + 1, IO_MAX), ROUND_UP(end, o->bs)),
+		    o->attr.ver.size);
+		fresh = pool_get(to - from);
+		if (!fresh)
+			return -EINTR;
+		n = fetch_start(o, from, to, fresh, to - from, PRIO_DEMAND);
+		if (n < 0)
+			return n;
+	}
+	lat_add(missed ? &lat_miss : &lat_hit, now_us() - began);
+	fill_consider(o);
+	return (ssize_t)(end - off);
+}
+
+/* === fetch ================================================== End === */
+
+/* === bdir: a directory as the backend ===================== Begin === */
+
+/*
+ * The directory may be a kernel mount of anything.  Metadata is asked for in
+ * place; data is read by a pool of threads, so that a stalled file stalls
+ * nobody else and its readers stay killable: there is always a thread for a
+ * read that somebody waits for.
+ */
+struct bfile {
+	int fd;				/* bdir: the source, open */
+	char *path;			/* bnfs */
+	struct handle fh;		/* bnfs version 3 */
+	struct open4 *open;		/* bnfs version 4, per connection */
+};
+
+static struct {
+	int root;			/* [I] O_PATH */
+	pthread_mutex_t lock;		/* the rest */
+	pthread_cond_t cond;
+	struct fetch *head[PRIO_N];
+	unsigned threads, idle;
+	bool quit;
+	struct { dev_t dev; uint64_t fsid; } devs[256];
+	unsigned ndevs;
+} bdir = { .root = -1, .lock = PTHREAD_MUTEX_INITIALIZER,
+	.cond = PTHREAD_COND_INITIALIZER };
+
+static const char *
+bdir_rel(const char *path)
+{
+	return path[1] ? path + 1 : ".";
+}
+
+/*
+ * The file system that st_dev stands for, by where below the backend it is
+ * mounted: 0 for the backend's own, else the hash of the mount point's path.
+ * st_dev itself changes from mount to mount.
+ */
+static uint64_t
+bdir_fsid(const char *path, dev_t dev)
+{
+	char prefix[PATH_MAX];
+	uint64_t fsid = 0;
+	struct stat st;
+
+	pthread_mutex_lock(&bdir.lock);
+	for (unsigned i = 0; i < bdir.ndevs; i++)
+		if (bdir.devs[i].dev == dev) {
+			fsid = bdir.devs[i].fsid;
+			pthread_mutex_unlock(&bdir.lock);
+			return fsid;
+		}
+	pthread_mutex_unlock(&bdir.lock);
+	if (!fstat(bdir.root, &st) && st.st_dev != dev) {
+		snprintf(prefix, sizeof(prefix), "%s/", path);
+		fsid = hash_str(path);
+		for (char *p = strchr(prefix + 1, '/'); p;
+		    p = strchr(p + 1, '/')) {
+			int fd;
+
+			*p = '\0';
+			fd = sys_openat(bdir.root, bdir_rel(prefix), O_PATH, 0);
+			if (fd >= 0 && !fstat(fd, &st) && st.st_dev == dev) {
+				fsid = hash_str(prefix);
+				sys_close(&fd);
+				break;
+			}
+			sys_close(&fd);
+			*p = '/';
+		}
+	}
+	pthread_mutex_lock(&bdir.lock);
+	if (bdir.ndevs < 256) {
+		bdir.devs[bdir.ndevs].dev = dev;
+		bdir.devs[bdir.ndevs++].fsid = fsid;
+	}
+	pthread_mutex_unlock(&bdir.lock);
+	return fsid;
+}
+
+static void
+bdir_attr(const char *path, const struct stat *st, struct attr *a)
+{
+	*a = (struct attr){
+		.ver = { .fsid = bdir_fsid(path, st->st_dev),
+			.fileid = st->st_ino, .size = (uint64_t)st->st_size,
+			.mtime = nanos(st->st_mtim.tv_sec, st->st_mtim.tv_nsec),
+			.ctime = nanos(st->st_ctim.tv_sec, st->st_ctim.tv_nsec) },
+		.used = (uint64_t)st->st_blocks * 512, .rdev = st->st_rdev,
+		.atime = nanos(st->st_atim.tv_sec, st->st_atim.tv_nsec),
+		.mode = st->st_mode, .nlink = (uint32_t)st->st_nlink,
+		.uid = st->st_uid, .gid = st->st_gid };
+}
+
+static int
+bdir_getattr(const char *path, struct attr *a, struct handle *fh)
+{
+	struct stat st;
+	int fd = sys_openat(bdir.root, bdir_rel(path), O_PATH, 0), r;
+
+	COUNT(backend_requests, 1);
+	fh->len = 0;
+	if (fd < 0)
+		return fd;
+	r = fstat(fd, &st) ? -errno : 0;
+	if (!r)
+		bdir_attr(path, &st, a);
+	close(fd);
+	return r;
+}
+
+/* Open o's source; -ESTALE with *now set if the path has another version. */
+static int
+bdir_open(struct obj *o, const char *path, struct attr *now)
+{
+	struct bfile *bf = calloc(1, sizeof(*bf));
+	struct stat st;
+	int r = 0;
+
+	if (!bf)
+		return -ENOMEM;
+	/* O_NONBLOCK: the path may have become a fifo */
+	bf->fd = sys_openat(bdir.root, bdir_rel(path), O_RDONLY | O_NONBLOCK |
+	    O_NOCTTY, 0);
+	COUNT(backend_requests, 1);
+	if (bf->fd < 0)
+		r = bf->fd;
+	else if (fstat(bf->fd, &st))
+		r = -errno;
+	if (!r) {
+		bdir_attr(path, &st, now);
+		if (!version_same(&now->ver, &o->attr.ver))
+			r = -ESTALE;
+	}
+	pthread_mutex_lock(&o->lock);
+	if (!r && !o->bf) {
+		o->bf = bf;
+		bf = NULL;
+	}
+	pthread_mutex_unlock(&o->lock);
+	if (bf) {
+		sys_close(&bf->fd);
+		free(bf);
+	}
+	return r;
+}
+
+static void
+bdir_close(struct bfile *bf)
+{
+	sys_close(&bf->fd);
+	free(bf);
+}
+
+/* Read what f wants; -ESTALE if the file is not the version it was, before
+ * or after. */
+static int
+bdir_fetch(struct fetch *f)
+{
+	const struct version *v = &f->o->attr.ver;
+	ssize_t n = sys_pread(f->o->bf->fd, f->buf, f->len, f->off);
+	struct stat st;
+
+	COUNT(backend_requests, 1);
+	if (n < 0) {
+		COUNT(backend_errors, 1);
+		return (int)n;
+	}
+	if ((size_t)n < f->len || fstat(f->o->bf->fd, &st) ||
+	    (uint64_t)st.st_size != v->size ||
+	    nanos(st.st_mtim.tv_sec, st.st_mtim.tv_nsec) != v->mtime ||
+	    (nanos(st.st_ctim.tv_sec, st.st_ctim.tv_nsec) != v->ctime &&
+	    st.st_nlink))		/* unlinking changes the ctime only */
+		return -ESTALE;
+	return 0;
+}
+
+static void *
+bdir_thread(void *arg)
+{
+	struct fetch *f;
+
+	(void)arg;
+	pthread_mutex_lock(&bdir.lock);
+	for (;;) {
+		int p = 0;
+
+		while (p < PRIO_N && !bdir.head[p])
+			p++;
+		if (p == PRIO_N && bdir.quit)
+			break;
+		if (p == PRIO_N) {
+			bdir.idle++;
+			pthread_cond_wait(&bdir.cond, &bdir.lock);
+			bdir.idle--;
+			continue;
+		}
+		f = bdir.head[p];
+		bdir.head[p] = f->qnext;
+		pthread_mutex_unlock(&bdir.lock);
+		fetch_arrived(f, stopping ? -EINTR : bdir_fetch(f));
+		pthread_mutex_lock(&bdir.lock);
+	}
+	bdir.threads--;
+	pthread_cond_broadcast(&bdir.cond);
+	pthread_mutex_unlock(&bdir.lock);
+	return NULL;
+}
+
+/* Is there no thread for one more read?  Caller holds bdir.lock. */
+static void
+bdir_spawn_locked(bool demand)
+{
+	pthread_t tid;
+
+	if (bdir.idle || bdir.threads >= (demand ? conf.fuse_threads : 0) +
+	    conf.nfs_connections * 2)
+		return;
+	if (!sys_thread(&tid, bdir_thread, NULL)) {
+		pthread_detach(tid);
+		bdir.threads++;
+	}
+}
+
+static void
+bdir_read(struct fetch *f)
+{
+	struct fetch **p;
+
+	pthread_mutex_lock(&bdir.lock);
+	for (p = &bdir.head[f->prio]; *p; p = &(*p)->qnext)
+		;
+	f->qnext = NULL;
+	*p = f;
+	bdir_spawn_locked(f->prio == PRIO_DEMAND);
+	pthread_cond_signal(&bdir.cond);
+	pthread_mutex_unlock(&bdir.lock);
+}
+
+/* Somebody waits for f now: move it to the head of the queue. */
+static void
+bdir_raise(struct fetch *f)
+{
+	pthread_mutex_lock(&bdir.lock);
+	for (int i = PRIO_AHEAD; i < PRIO_N; i++)
+		for (struct fetch **p = &bdir.head[i]; *p; p = &(*p)->qnext)
+			if (*p == f) {
+				*p = f->qnext;
+				f->qnext = bdir.head[PRIO_DEMAND];
+				bdir.head[PRIO_DEMAND] = f;
+				bdir_spawn_locked(true);
+				goto out;
+			}
+out:
+	pthread_mutex_unlock(&bdir.lock);
+}
+
+static int
+bdir_readdir(const char *path, struct dirlist *l)
+{
+	int fd = sys_openat(bdir.root, bdir_rel(path), O_RDONLY | O_DIRECTORY,
+	    0), r = 0;
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+
+	COUNT(backend_requests, 1);
+	if (!d) {
+		r = fd < 0 ? fd : -errno;
+		sys_close(&fd);
+		return r;
+	}
+	while (!r && (errno = 0, e = readdir(d))) {
+		char *child = path_join(path, e->d_name);
+		struct stat st;
+		struct attr a;
+
+		if (!child)
+			r = -ENOMEM;
+		else if (!fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW)) {
+			bdir_attr(child, &st, &a);
+			r = dirlist_add(l, e->d_name, &a);
+		} else if (errno != ENOENT) {
+			r = dirlist_add(l, e->d_name, NULL);
+		}
+		free(child);
+	}
+	if (!r && errno)
+		r = -errno;
+	closedir(d);
+	return r;
+}
+
+static int
+bdir_readlink(const char *path, char *buf, size_t size)
+{
+	int fd = sys_openat(bdir.root, bdir_rel(path), O_PATH, 0);
+	ssize_t n;
+
+	COUNT(backend_requests, 1);
+	if (fd < 0)
+		return fd;
+	n = readlinkat(fd, "", buf, size - 1);
+	if (n >= 0)
+		buf[n] = '\0';
+	else
+		n = -errno;
+	close(fd);
+	return n < 0 ? (int)n : 0;
+}
+
+static int
+bdir_statfs(struct statvfs *sv)
+{
+	int fd = sys_openat(bdir.root, ".", O_RDONLY | O_DIRECTORY, 0), r;
+
+	if (fd < 0)
+		return fd;
+	r = fstatvfs(fd, sv) ? -errno : 0;
+	close(fd);
+	return r;
+}
+
+static int
+bdir_start(void)
+{
+	bdir.root = open(conf.nfs_backend, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (bdir.root >= 0)
+		return 0;
+	log_error("backend %s: %s", conf.nfs_backend, strerror(errno));
+	return -EIO;
+}
+
+static void
+bdir_stop(void)
+{
+	pthread_mutex_lock(&bdir.lock);
+	bdir.quit = true;
+	pthread_cond_broadcast(&bdir.cond);
+	while (bdir.threads)
+		pthread_cond_wait(&bdir.cond, &bdir.lock);
+	pthread_mutex_unlock(&bdir.lock);
+	sys_close(&bdir.root);
+}
+
+static const struct backend bdir_backend = { "directory", bdir_start,
+	bdir_stop, bdir_getattr, bdir_open, bdir_close, bdir_read, bdir_raise,
+	bdir_readdir, bdir_readlink, bdir_statfs };
+
+/* === bdir =================================================== End === */
+
+/* === bnfs: NFS by libnfs ================================== Begin === */
+
+/*
+ * One thread per connection owns one libnfs context and serves the common
+ * queue: metadata first, then reads that somebody waits for, read-ahead,
+ * fills; the latter two only while fewer than CONN_WINDOW are under way.
+ * Version 3 speaks raw RPC by file handle, a LOOKUP being one round trip from
+ * its parent's handle, which the names remember.  Version 4 goes by path
+ * (one compound) and libnfs's open files.  A lost connection's calls go back
+ * to the queue; each has a deadline after which it fails with -EHOSTDOWN.
+ * libnfs's own reconnect and timeouts stay off: see NFS.md.
+ */
+enum call_op { CALL_LOOKUP, CALL_GETATTR, CALL_READDIR, CALL_READLINK,
+	CALL_STATFS, CALL_READ, CALL_CLOSE };
+
+struct call {
+	struct call *next;		/* bnfs.lock, or the connection's */
+	enum call_op op;
+	enum fetch_prio prio;		/* bnfs.lock */
+	struct conn *c;			/* [o] */
+	uint64_t deadline, not_before;	/* now_ms() */
+	int refs;			/* bnfs.lock: caller and connection */
+	bool over;			/* bnfs.lock */
+	int err;			/* set before over */
+	pthread_cond_t cond;
+	/* arguments */
+	struct handle fh;
+	char *path;			/* v3: a name; v4: the whole path */
+	struct fetch *f;
+	size_t got;			/* of f->len */
+	struct nfsfh *close;
+	struct call *wnext;		/* [o] open4.waiting */
+	/* results */
+	struct attr attr;
+	struct handle out;
+	char *link;
+	struct dirlist list;
+	uint64_t cookie;		/* in and out */
+	char verf[NFS3_COOKIEVERFSIZE];
+	bool eof;
+	struct statvfs sv;
+};
+
+/* A file as one connection has it open, version 4.  [o] */
+struct open4 {
+	struct nfsfh *fh;
+	uint64_t epoch;			/* of the connection then */
+	struct call *waiting;		/* READs that wait for the OPEN */
+};
+
+struct conn {
+	int idx;
+	pthread_t tid;
+	int wake;			/* eventfd */
+	enum { DOWN, CONNECTING, UP } state;
+	struct nfs_context *nfs;	/* version 4 */
+	struct rpc_context *rpc;	/* version 3, or that of nfs */
+	uint64_t epoch;			/* counts contexts */
+	uint64_t retry_at, deadline;	/* now_ms() */
+	unsigned backoff;		/* ms */
+	int err;			/* why connecting failed */
+	const char *step;
+	struct call *flying;		/* issued */
+	unsigned nread;			/* READs among them */
+	struct call *closing;		/* bnfs.lock: only this one can */
+};
+
+static struct {
+	char *host, *export;		/* [I] */
+	unsigned version;		/* [I] once started */
+	struct conn conn[CONN_MAX];
+	pthread_mutex_t lock;		/* the rest; taken under object locks */
+	struct call *head[PRIO_N];
+	unsigned turn;			/* who is woken next */
+	unsigned up;			/* connections in state UP */
+	bool quit;
+	struct handle root;		/* version 3 */
+	size_t readmax;
+} bnfs = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* Creating contexts and mounting touch unlocked statics of libnfs. */
+static pthread_mutex_t libnfs_lock = PTHREAD_MUTEX_INITIALIZER;
+
+#ifdef LIBNFS_API_V2
+#define rpc_nfs3_lookup_async rpc_nfs3_lookup_task
+#define rpc_nfs3_getattr_async rpc_nfs3_getattr_task
+#define rpc_nfs3_readdirplus_async rpc_nfs3_readdirplus_task
+#define rpc_nfs3_readlink_async rpc_nfs3_readlink_task
+#define rpc_nfs3_fsstat_async rpc_nfs3_fsstat_task
+#define rpc_nfs3_fsinfo_async rpc_nfs3_fsinfo_task
+#define rpc_mount3_mnt_async rpc_mount3_mnt_task
+#define RPC_SENT(x) ((x) != NULL)
+#else
+#define RPC_SENT(x) ((x) == 0)
+#endif
+
+static void
+call_put_locked(struct call *k)
+{
+	if (--k->refs > 0)
+		return;
+	pthread_cond_destroy(&k->cond);
+	free(k->path);
+	free(k->link);
+	dirlist_free(&k->list);
+	free(k);
+}
+
+static struct call *
+call_new(enum call_op op, const char *path)
+{
+	struct call *k = calloc(1, sizeof(*k));
+
+	if (!k || (path && !(k->path = strdup(path)))) {
+		free(k);
+		return NULL;
+	}
+	k->op = op;
+	k->prio = PRIO_META;
+	k->refs = 1;
+	k->deadline = now_ms() + conf.nfs_timeout * 1000;
+	pthread_cond_init(&k->cond, NULL);
+	return k;
+}
+
+static void
+conn_wake(struct conn *c)
+{
+	if (eventfd_write(c->wake, 1))
+		log_error("nfs: eventfd: %s", strerror(errno));
+}
+
+/* Queue k at the tail (or head) of its class and wake a connection. */
+static void
+call_queue(struct call *k, bool front)
+{
+	struct call **p;
+	struct conn *c;
+
+	pthread_mutex_lock(&bnfs.lock);
+	p = &bnfs.head[k->prio];
+	while (!front && *p)
+		p = &(*p)->next;
+	k->next = *p;
+	*p = k;
+	c = &bnfs.conn[bnfs.turn++ % conf.nfs_connections];
+	for (unsigned i = 0; c->state != UP && i < conf.nfs_connections; i++)
+		c = &bnfs.conn[bnfs.turn++ % conf.nfs_connections];
+	pthread_mutex_unlock(&bnfs.lock);
+	conn_wake(c);
+}
+
+/* k is over, with err: tell its caller.  Called by the connection's thread,
+ * or by whoever expires the queue. */
+static void
+call_over(struct call *k, int err)
+{
+	struct fetch *f = k->f;
+
+	if (err == -EHOSTDOWN)
+		COUNT(backend_errors, 1);
+	pthread_mutex_lock(&bnfs.lock);
+	k->err = err;
+	k->over = true;
+	pthread_cond_broadcast(&k->cond);
+	call_put_locked(k);
+	pthread_mutex_unlock(&bnfs.lock);
+	if (f)
+		fetch_arrived(f, err);
+}
+
+static void
+call_land(struct call *k)		/* no longer under way on k->c */
+{
+	struct call **p;
+
+	if (!k->c)
+		return;
+	for (p = &k->c->flying; *p && *p != k; p = &(*p)->next)
+		;
+	if (*p)
+		*p = k->next;
+	k->c->nread -= k->op == CALL_READ;
+	k->c = NULL;
+}
+
+/* The connection broke under k: again on another one, or too late. */
+static void
+call_again(struct call *k)
+{
+	call_land(k);
+	if (k->op == CALL_CLOSE || bnfs.quit)
+		call_over(k, -EINTR);
+	else if (now_ms() >= k->deadline)
+		call_over(k, -EHOSTDOWN);
+	else
+		call_queue(k, true);
+}
+
+/* The server answered k. */
+static void
+call_answered(struct call *k, int err)
+{
+	call_land(k);
+	call_over(k, err);
+}
+
+/* Send k and wait.  0 or -errno; the caller looks at the results and drops
+ * its reference with call_done(). */
+static int
+call_wait(struct call *k)
+{
+	int r = 0;
+
+	k->refs = 2;
+	COUNT(backend_requests, 1);
+	call_queue(k, false);
+	pthread_mutex_lock(&bnfs.lock);
+	while (!k->over && r != -EINTR)
+		r = wait_on(&k->cond, &bnfs.lock, 0);
+	r = k->over ? k->err : -EINTR;
+	pthread_mutex_unlock(&bnfs.lock);
+	return r;
+}
+
+static void
+call_done(struct call *k)
+{
+	pthread_mutex_lock(&bnfs.lock);
+	call_put_locked(k);
+	pthread_mutex_unlock(&bnfs.lock);
+}
+
+static struct nfs_fh3
+fh3(const struct handle *h)
+{
+	struct nfs_fh3 fh;
+
+	fh.data.data_len = h->len;
+	fh.data.data_val = (char *)(uintptr_t)h->data;	/* only read */
+	return fh;
+}
+
+static bool
+handle_from(struct handle *h, const struct nfs_fh3 *fh)
+{
+	if (fh->data.data_len > NFS_FHSIZE)
+		return false;
+	h->len = (uint8_t)fh->data.data_len;
+	memcpy(h->data, fh->data.data_val, h->len);
+	return true;
+}
+
+static void
+attr_from3(struct attr *a, const struct fattr3 *f)
+{
+	static const mode_t type[] = { 0, S_IFREG, S_IFDIR, S_IFBLK, S_IFCHR,
+		S_IFLNK, S_IFSOCK, S_IFIFO };
+
+	*a = (struct attr){
+		.ver = { .fsid = f->fsid, .fileid = f->fileid, .size = f->size,
+			.mtime = nanos(f->mtime.seconds, f->mtime.nseconds),
+			.ctime = nanos(f->ctime.seconds, f->ctime.nseconds) },
+		.used = f->used,
+		.rdev = makedev(f->rdev.specdata1, f->rdev.specdata2),
+		.atime = nanos(f->atime.seconds, f->atime.nseconds),
+		.mode = (f->mode & 07777) |
+		    ((unsigned)f->type < 8 ? type[f->type] : 0),
+		.nlink = f->nlink, .uid = f->uid, .gid = f->gid };
+}
+
+/* The attributes are ones that a file can have. */
+static bool
+attr_sane(const struct attr *a)
+{
+	return (a->mode & S_IFMT) && a->ver.size <= INT64_MAX;
+}
+
+/* What both versions do with the bytes of a READ.  More to come: true. */
+static bool
+read_took(struct call *k, const void *data, size_t n, const struct attr *now)
+{
+	struct fetch *f = k->f;
+
+	if (n > f->len - k->got)
+		n = f->len - k->got;
+	if (n && data)
+		memcpy(f->buf + k->got, data, n);
+	k->got += n;
+	if ((now && !version_same(&now->ver, &f->o->attr.ver)) || n == 0) {
+		call_answered(k, -ESTALE);
+		return false;
+	}
+	if (k->got < f->len)
+		return true;
+	return false;
+}
+
+static void conn3_issue(struct conn *c, struct call *k);
+
+static int
+status3(int st)
+{
+	if (st == NFS3ERR_STALE || st == NFS3ERR_BADHANDLE)
+		return -ESTALE;
+	return st == NFS3ERR_SERVERFAULT ? -EIO : nfsstat3_to_errno(st);
+}
+
+/* Read the entries of one READDIRPLUS reply into k. */
+static int
+readdir3_took(struct call *k, const struct READDIRPLUS3resok *ok)
+{
+	uint64_t before = k->cookie;
+	struct attr a;
+	int r = 0;
+
+	memcpy(k->verf, ok->cookieverf, sizeof(k->verf));
+	k->eof = ok->reply.eof;
+	for (struct entryplus3 *e = ok->reply.entries; e && !r;
+	    e = e->nextentry) {
+		bool have = e->name_attributes.attributes_follow;
+
+		if (have)
+			attr_from3(&a,
+			    &e->name_attributes.post_op_attr_u.attributes);
+		k->cookie = e->cookie;
+		r = dirlist_add(&k->list, e->name, have && attr_sane(&a) ? &a :
+		    NULL);
+	}
+	if (!r && !k->eof && k->cookie == before) {
+		log_warn("readdir: the server's listing goes in circles");
+		r = -EIO;
+	}
+	return r;
+}
+
+/* The reply to k, version 3.  Runs in c's thread, also while its context is
+ * destroyed (status is not success then). */
+static void
+conn3_reply(struct rpc_context *rpc, int status, void *data, void *arg)
+{
+	struct call *k = arg;
+	struct conn *c = k->c;
+	const struct post_op_attr *pa = NULL;
+	int r = -EIO;
+
+	(void)rpc;
+	if (status != RPC_STATUS_SUCCESS || !data) {
+		call_again(k);
+		return;
+	}
+	r = status3(*(nfsstat3 *)data);	/* first in each result */
+	if (*(nfsstat3 *)data == NFS3ERR_JUKEBOX) {
+		k->not_before = now_ms() + 200;
+		call_again(k);
+		return;
+	}
+	if (k->op == CALL_LOOKUP && !r) {
+		LOOKUP3resok *ok = &((LOOKUP3res *)data)->LOOKUP3res_u.resok;
+
+		pa = &ok->obj_attributes;
+		r = handle_from(&k->out, &ok->object) ? 0 : -EIO;
+		if (!r && !pa->attributes_follow) {	/* ask for them */
+			k->op = CALL_GETATTR;
+			k->fh = k->out;
+			call_land(k);
+			conn3_issue(c, k);
+			return;
+		}
+	} else if (k->op == CALL_GETATTR && !r) {
+		attr_from3(&k->attr, &((GETATTR3res *)data)->
+		    GETATTR3res_u.resok.obj_attributes);
+		k->out = k->fh;
+		r = attr_sane(&k->attr) ? 0 : -EIO;
+	} else if (k->op == CALL_READDIR && !r) {
+		r = readdir3_took(k, &((READDIRPLUS3res *)data)->
+		    READDIRPLUS3res_u.resok);
+	} else if (k->op == CALL_READLINK && !r) {
+		k->link = strdup(((READLINK3res *)data)->
+		    READLINK3res_u.resok.data);
+		r = k->link ? 0 : -ENOMEM;
+	} else if (k->op == CALL_STATFS && !r) {
+		FSSTAT3resok *ok = &((FSSTAT3res *)data)->FSSTAT3res_u.resok;
+
+		k->sv = (struct statvfs){ .f_bsize = 4096, .f_frsize = 4096,
+			.f_blocks = ok->tbytes / 4096,
+			.f_bfree = ok->fbytes / 4096,
+			.f_bavail = ok->abytes / 4096, .f_files = ok->tfiles,
+			.f_ffree = ok->ffiles, .f_favail = ok->afiles };
+	} else if (k->op == CALL_READ && !r) {
+		READ3resok *ok = &((READ3res *)data)->READ3res_u.resok;
+		struct attr now;
+
+		pa = &ok->file_attributes;
+		if (pa->attributes_follow)
+			attr_from3(&now, &pa->post_op_attr_u.attributes);
+#ifdef LIBNFS_API_V2
+		if (read_took(k, NULL, ok->count,
+#else
+		if (read_took(k, ok->data.data_val, ok->data.data_len,
+#endif
+		    pa->attributes_follow ? &now : NULL)) {
+			call_land(k);
+			conn3_issue(c, k);
+			return;
+		}
+		if (k->c)		/* else it was answered */
+			call_answered(k, 0);
+		return;
+	}
+	if (pa && !r) {
+		attr_from3(&k->attr, &pa->post_op_attr_u.attributes);
+		r = attr_sane(&k->attr) ? 0 : -EIO;
+	}
+	call_answered(k, r);
+}
+
+/* Send k on c, version 3. */
+static void
+conn3_issue(struct conn *c, struct call *k)
+{
+	struct nfs_fh3 fh = fh3(k->f ? &k->f->o->bf->fh : &k->fh);
+	bool sent = false;
+
+	k->c = c;
+	k->next = c->flying;
+	c->flying = k;
+	c->nread += k->op == CALL_READ;
+	switch (k->op) {
+	case CALL_LOOKUP: {
+		LOOKUP3args a = { .what = { fh, k->path } };
+
+		sent = RPC_SENT(rpc_nfs3_lookup_async(c->rpc, conn3_reply, &a,
+		    k));
+		break;
+	}
+	case CALL_GETATTR: {
+		GETATTR3args a = { fh };
+
+		sent = RPC_SENT(rpc_nfs3_getattr_async(c->rpc, conn3_reply, &a,
+		    k));
+		break;
+	}
+	case CALL_READDIR: {
+		READDIRPLUS3args a = { .dir = fh, .cookie = k->cookie,
+			.dircount = 64 * KiB, .maxcount = 256 * KiB };
+
+		memcpy(a.cookieverf, k->verf, sizeof(a.cookieverf));
+		sent = RPC_SENT(rpc_nfs3_readdirplus_async(c->rpc, conn3_reply,
+		    &a, k));
+		break;
+	}
+	case CALL_READLINK: {
+		READLINK3args a = { fh };
+
+		sent = RPC_SENT(rpc_nfs3_readlink_async(c->rpc, conn3_reply,
+		    &a, k));
+		break;
+	}
+	case CALL_STATFS: {
+		FSSTAT3args a = { fh };
+
+		sent = RPC_SENT(rpc_nfs3_fsstat_async(c->rpc, conn3_reply, &a,
+		    k));
+		break;
+	}
+	case CALL_READ: {
+		READ3args a = { .file = fh, .offset = k->f->off + k->got,
+			.count = (count3)MIN(k->f->len - k->got, bnfs.readmax) };
+
+#ifdef LIBNFS_API_V2
+		sent = rpc_nfs3_read_task(c->rpc, conn3_reply, k->f->buf +
+		    k->got, a.count, &a, k) != NULL;
+#else
+		sent = RPC_SENT(rpc_nfs3_read_async(c->rpc, conn3_reply, &a,
+		    k));
+#endif
+		break;
+	}
+	case CALL_CLOSE:
+		break;
+	}
+	if (!sent)
+		call_answered(k, -ENOMEM);
+}
+
+static void
+attr_from4(struct attr *a, const struct nfs_stat_64 *s)
+{
+	*a = (struct attr){
+		.ver = { .fsid = s->nfs_dev, .fileid = s->nfs_ino,
+			.size = s->nfs_size,
+			.mtime = nanos((int64_t)s->nfs_mtime,
+			    (int64_t)s->nfs_mtime_nsec),
+			.ctime = nanos((int64_t)s->nfs_ctime,
+			    (int64_t)s->nfs_ctime_nsec) },
+		.used = s->nfs_used, .rdev = s->nfs_rdev,
+		.atime = nanos((int64_t)s->nfs_atime, (int64_t)s->nfs_atime_nsec),
+		.mode = (uint32_t)s->nfs_mode, .nlink = (uint32_t)s->nfs_nlink,
+		.uid = (uint32_t)s->nfs_uid, .gid = (uint32_t)s->nfs_gid };
+}
+
+static void conn4_issue(struct conn *c, struct call *k);
+
+/* Did the connection break, rather than the server answer? */
+static bool
+broke4(int err)
+{
+	return err == -EINTR || err == -ETIMEDOUT || err == -ECONNRESET ||
+	    err == -EPIPE;
+}
+
+/* The attributes after a READ: only if they are still the same are its bytes
+ * of the version that was asked for. */
+static void
+conn4_read_checked(int err, struct nfs_context *nfs, void *data, void *arg)
+{
+	struct call *k = arg;
+	struct attr now;
+
+	(void)nfs;
+	if (broke4(err)) {
+		k->got = 0;
+		call_again(k);
+		return;
+	}
+	if (!err) {
+		attr_from4(&now, data);
+		if (!version_same(&now.ver, &k->f->o->attr.ver))
+			err = -ESTALE;
+	}
+	call_answered(k, err);
+}
+
+static void
+conn4_read(int err, struct nfs_context *nfs, void *data, void *arg)
+{
+	struct call *k = arg;
+	struct conn *c = k->c;
+	struct nfsfh *fh = k->f->o->bf->open[c->idx].fh;
+
+	if (broke4(err)) {
+		call_again(k);
+	} else if (err < 0) {
+		call_answered(k, err);
+	} else if (read_took(k, data, (size_t)err, NULL)) {
+		call_land(k);
+		conn4_issue(c, k);
+	} else if (k->c && nfs_fstat64_async(nfs, fh, conn4_read_checked, k)) {
+		call_answered(k, -ENOMEM);
+	}
+}
+
+/* This connection has a file open now (or not): go on with the READs that
+ * waited for it. */
+static void
+conn4_opened(int err, struct nfs_context *nfs, void *data, void *arg)
+{
+	struct call *k = arg, *next;
+	struct conn *c = k->c;
+	struct open4 *op = &k->f->o->bf->open[c->idx];
+
+	(void)nfs;
+	op->fh = err < 0 ? NULL : data;
+	k = op->waiting;
+	op->waiting = NULL;
+	for (; k; k = next) {
+		next = k->wnext;
+		if (broke4(err)) {
+			call_again(k);
+		} else if (err < 0) {
+			call_answered(k, err == -ENOENT ? -ESTALE : err);
+		} else {
+			call_land(k);
+			conn4_issue(c, k);
+		}
+	}
+}
+
+/* READ by an open file, which is opened first.  0 or -errno. */
+static int
+conn4_issue_read(struct conn *c, struct call *k)
+{
+	struct bfile *bf = k->f->o->bf;
+	struct open4 *op = &bf->open[c->idx];
+
+	if (op->epoch != c->epoch)	/* all that went with the old context */
+		*op = (struct open4){ .epoch = c->epoch };
+	if (op->fh)
+		return nfs_pread_async(c->nfs, op->fh, k->f->off + k->got,
+		    MIN(k->f->len - k->got, bnfs.readmax), conn4_read, k);
+	k->wnext = op->waiting;
+	op->waiting = k;
+	if (k->wnext)
+		return 0;
+	return nfs_open_async(c->nfs, bf->path, O_RDONLY | O_NOFOLLOW,
+	    conn4_opened, k);
+}
+
+/* The reply to all else, version 4. */
+static void
+conn4_reply(int err, struct nfs_context *nfs, void *data, void *arg)
+{
+	struct call *k = arg;
+
+	if (broke4(err)) {
+		call_again(k);
+		return;
+	}
+	if (!err && k->op == CALL_GETATTR) {
+		attr_from4(&k->attr, data);
+		err = attr_sane(&k->attr) ? 0 : -EIO;
+	} else if (!err && k->op == CALL_READDIR) {
+		struct nfsdirent *e;
+
+		while (!err && (e = nfs_readdir(nfs, data)))
+			err = dirlist_add(&k->list, e->name, NULL);
+		nfs_closedir(nfs, data);
+		k->eof = true;
+	} else if (!err && k->op == CALL_READLINK) {
+		k->link = strdup(data);
+		err = k->link ? 0 : -ENOMEM;
+	} else if (!err && k->op == CALL_STATFS) {
+		const struct statvfs *sv = data;
+
+		k->sv = *sv;
+	}
+	call_answered(k, err < 0 ? err : 0);
+}
+
+/* Send k on c, version 4. */
+static void
+conn4_issue(struct conn *c, struct call *k)
+{
+	int r;
+
+	k->c = c;
+	k->next = c->flying;
+	c->flying = k;
+	c->nread += k->op == CALL_READ;
+	if (k->op == CALL_LOOKUP)
+		k->op = CALL_GETATTR;
+	if (k->op == CALL_GETATTR)
+		r = nfs_lstat64_async(c->nfs, k->path, conn4_reply, k);
+	else if (k->op == CALL_READDIR)
+		r = nfs_opendir_async(c->nfs, k->path, conn4_reply, k);
+	else if (k->op == CALL_READLINK)
+		r = nfs_readlink_async(c->nfs, k->path, conn4_reply, k);
+	else if (k->op == CALL_STATFS)
+		r = nfs_statvfs_async(c->nfs, k->path, conn4_reply, k);
+	else if (k->op == CALL_CLOSE && k->got != c->epoch)
+		r = -EINVAL;		/* went with its connection */
+	else if (k->op == CALL_CLOSE)
+		r = nfs_close_async(c->nfs, k->close, conn4_reply, k);
+	else
+		r = conn4_issue_read(c, k);
+	if (r)
+		call_answered(k, -EIO);
+}
+
+/* Give c's context up, whatever its state; its calls are queued again. */
+static void
+conn_lose(struct conn *c, const char *why)
+{
+	if (c->state == UP) {
+		log_warn("nfs: connection %d lost: %s", c->idx, why);
+		pthread_mutex_lock(&bnfs.lock);
+		if (--bnfs.up == 0)
+			backend_down = true;
+		pthread_mutex_unlock(&bnfs.lock);
+	}
+	pthread_mutex_lock(&bnfs.lock);
+	c->state = DOWN;
+	pthread_mutex_unlock(&bnfs.lock);
+	pthread_mutex_lock(&libnfs_lock);
+	if (c->nfs)
+		nfs_destroy_context(c->nfs);
+	else if (c->rpc)
+		rpc_destroy_context(c->rpc);
+	pthread_mutex_unlock(&libnfs_lock);
+	c->nfs = NULL;
+	c->rpc = NULL;
+	c->epoch++;
+	while (c->flying)		/* none, if libnfs called them all back */
+		call_again(c->flying);
+	c->backoff = MIN(MAX(c->backoff * 2, 50), 5000);
+	c->retry_at = now_ms() + c->backoff;
+}
+
+static void
+conn_is_up(struct conn *c)
+{
+	bool was_down;
+
+	c->backoff = 0;
+	pthread_mutex_lock(&bnfs.lock);
+	c->state = UP;
+	bnfs.up++;
+	was_down = backend_down;
+	backend_down = false;
+	pthread_mutex_unlock(&bnfs.lock);
+	if (c->epoch)
+		COUNT(backend_reconnects, 1);
+	if (was_down)
+		log_info("nfs: the server answers again");
+}
+
+static void conn3_step(struct rpc_context *, int, void *, void *);
+
+/* Next step of connecting, version 3: to mountd, MNT, to nfsd, FSINFO. */
+static int
+conn3_connect(struct conn *c, int program, int port)
+{
+	c->step = program == MOUNT_PROGRAM ? "mountd" : "connect";
+	return port ? rpc_connect_port_async(c->rpc, bnfs.host, port, program,
+	    3, conn3_step, c) : rpc_connect_program_async(c->rpc, bnfs.host,
+	    program, 3, conn3_step, c);
+}
+
+static void
+conn3_step(struct rpc_context *rpc, int status, void *data, void *arg)
+{
+	struct conn *c = arg;
+	int r = 0;
+
+	if (c->state != CONNECTING)
+		return;			/* being destroyed */
+	if (status != RPC_STATUS_SUCCESS) {
+		c->err = -EIO;
+	} else if (!strcmp(c->step, "mountd")) {
+		c->step = "export";
+		r = !RPC_SENT(rpc_mount3_mnt_async(rpc, conn3_step,
+		    bnfs.export, c));
+	} else if (!strcmp(c->step, "export")) {
+		struct mountres3 *m = data;
+		struct nfs_fh3 fh;
+
+		if (m->fhs_status != MNT3_OK) {
+			c->err = -(int)m->fhs_status;
+			return;
+		}
+		fh.data.data_len =
+		    m->mountres3_u.mountinfo.fhandle.fhandle3_len;
+		fh.data.data_val =
+		    m->mountres3_u.mountinfo.fhandle.fhandle3_val;
+		pthread_mutex_lock(&bnfs.lock);
+		r = !handle_from(&bnfs.root, &fh);
+		pthread_mutex_unlock(&bnfs.lock);
+		rpc_disconnect(rpc, "next: nfsd");
+		r = r || conn3_connect(c, NFS_PROGRAM, (int)conf.nfs_port);
+	} else if (!strcmp(c->step, "connect")) {
+		FSINFO3args a = { fh3(&bnfs.root) };
+
+		c->step = "fsinfo";
+		r = !RPC_SENT(rpc_nfs3_fsinfo_async(rpc, conn3_step, &a, c));
+	} else {
+		FSINFO3res *fs = data;
+
+		if (fs->status == NFS3ERR_STALE || fs->status ==
+		    NFS3ERR_BADHANDLE) {
+			pthread_mutex_lock(&bnfs.lock);
+			bnfs.root.len = 0;	/* ask mountd next time */
+			pthread_mutex_unlock(&bnfs.lock);
+			c->err = -ESTALE;
+			return;
+		}
+		if (!fs->status && fs->FSINFO3res_u.resok.rtmax >= DIO_ALIGN)
+			bnfs.readmax = MIN(IO_MAX,
+			    fs->FSINFO3res_u.resok.rtmax);
+		conn_is_up(c);
+	}
+	if (r)
+		c->err = -EIO;
+}
+
+static void
+conn4_mounted(int err, struct nfs_context *nfs, void *data, void *arg)
+{
+	struct conn *c = arg;
+
+	(void)data;
+	if (c->state != CONNECTING)
+		return;
+	if (err) {
+		c->err = err;
+		return;
+	}
+	if (nfs_get_readmax(nfs) >= DIO_ALIGN)
+		bnfs.readmax = MIN(IO_MAX, nfs_get_readmax(nfs));
+	conn_is_up(c);
+}
+
+/* A fresh context for version 4, with an identity of its own: connections
+ * that share one steal each other's state. */
+static int
+conn4_begin(struct conn *c)
+{
+	char id[128], url[64];
+	struct nfs_url *u;
+
+	c->nfs = nfs_init_context();
+	if (!c->nfs)
+		return -ENOMEM;
+	nfs_set_version(c->nfs, 4);
+	if (conf.nfs_port) {		/* 4.0 takes the port by URL only */
+		snprintf(url, sizeof(url), "nfs://h/?nfsport=%u", conf.nfs_port);
+		u = nfs_parse_url_dir(c->nfs, url);
+		if (u)
+			nfs_destroy_url(u);
+	}
+	nfs_set_autoreconnect(c->nfs, 0);
+	nfs_set_dircache(c->nfs, 0);
+	if (conf.nfs_uid >= 0)
+		nfs_set_uid(c->nfs, (int)conf.nfs_uid);
+	if (conf.nfs_gid >= 0)
+		nfs_set_gid(c->nfs, (int)conf.nfs_gid);
+	snprintf(id, sizeof(id), "cachefs %d %d %" PRIu64 " %" PRIu64,
+	    (int)getpid(), c->idx, c->epoch, now_us());
+	nfs4_set_client_name(c->nfs, id);
+	snprintf(id, sizeof(id), "%08" PRIx64, now_us() & 0xffffffff);
+	nfs4_set_verifier(c->nfs, id);
+	c->rpc = nfs_get_rpc_context(c->nfs);
+	c->step = "mount";
+	return nfs_mount_async(c->nfs, bnfs.host, bnfs.export, conn4_mounted,
+	    c) ? -EIO : 0;
+}
+
+/* Start connecting; conn_step() functions go on from there. */
+static void
+conn_begin(struct conn *c)
+{
+	int r;
+
+	c->err = 0;
+	c->deadline = now_ms() + conf.nfs_timeout * 1000;
+	pthread_mutex_lock(&bnfs.lock);
+	c->state = CONNECTING;
+	pthread_mutex_unlock(&bnfs.lock);
+	pthread_mutex_lock(&libnfs_lock);
+	if (bnfs.version == 4) {
+		r = conn4_begin(c);
+	} else {
+		c->rpc = rpc_init_context();
+		r = c->rpc ? 0 : -ENOMEM;
+		if (!r && conf.nfs_uid >= 0)
+			rpc_set_uid(c->rpc, (int)conf.nfs_uid);
+		if (!r && conf.nfs_gid >= 0)
+			rpc_set_gid(c->rpc, (int)conf.nfs_gid);
+		if (!r)
+			r = bnfs.root.len ?
+			    conn3_connect(c, NFS_PROGRAM, (int)conf.nfs_port) :
+			    conn3_connect(c, MOUNT_PROGRAM,
+			    (int)conf.nfs_mount_port);
+	}
+	pthread_mutex_unlock(&libnfs_lock);
+	if (r)
+		c->err = -EIO;
+}
+
+/* The next call that c may issue, or NULL. */
+static struct call *
+conn_pick(struct conn *c)
+{
+	uint64_t now = now_ms();
+	struct call *k = NULL;
+
+	pthread_mutex_lock(&bnfs.lock);
+	k = c->closing;
+	if (k)
+		c->closing = k->next;
+	for (int i = 0; i < PRIO_N && !k; i++) {
+		if (i >= PRIO_AHEAD && c->nread >= CONN_WINDOW)
+			break;
+		for (struct call **p = &bnfs.head[i]; *p && !k; )
+			if ((*p)->not_before > now) {
+				p = &(*p)->next;
+			} else {
+				k = *p;
+				*p = k->next;
+			}
+	}
+	pthread_mutex_unlock(&bnfs.lock);
+	return k;
+}
+
+/* Fail what has waited in the queue for too long. */
+static void
+bnfs_expire(void)
+{
+	uint64_t now = now_ms();
+
+	for (;;) {
+		struct call *k = NULL;
+
+		pthread_mutex_lock(&bnfs.lock);
+		for (int i = 0; i < PRIO_N && !k; i++)
+			for (struct call **p = &bnfs.head[i]; *p && !k; )
+				if ((*p)->deadline <= now || bnfs.quit) {
+					k = *p;
+					*p = k->next;
+				} else {
+					p = &(*p)->next;
+				}
+		pthread_mutex_unlock(&bnfs.lock);
+		if (!k)
+			return;
+		backend_down = true;
+		call_over(k, bnfs.quit ? -EINTR : -EHOSTDOWN);
+	}
+}
+
+/* One turn of c's event loop, at most `wait` milliseconds. */
+static void
+conn_turn(struct conn *c, int wait)
+{
+	struct pollfd p[2] = { { .fd = c->wake, .events = POLLIN },
+		{ .fd = -1 } };
+	bool late = false;
+	eventfd_t drop;
+	struct call *k;
+
+	if (c->rpc) {
+		p[1].fd = rpc_get_fd(c->rpc);
+		p[1].events = (short)rpc_which_events(c->rpc);
+	}
+	if (poll(p, 2, wait) < 0 && errno != EINTR)
+		log_error("nfs: poll: %s", strerror(errno));
+	if (p[0].revents)
+		eventfd_read(c->wake, &drop);
+	if (c->rpc && p[1].revents) {
+		int r = c->nfs ? nfs_service(c->nfs, p[1].revents) :
+		    rpc_service(c->rpc, p[1].revents);
+
+		if (r < 0 && !c->err)
+			c->err = -ECONNRESET;
+	}
+	while (c->state == UP && !c->err && (k = conn_pick(c))) {
+		if (bnfs.version == 4)
+			conn4_issue(c, k);
+		else
+			conn3_issue(c, k);
+	}
+	for (k = c->flying; k; k = k->next)
+		late |= now_ms() >= k->deadline;
+	if (c->state == CONNECTING && now_ms() >= c->deadline)
+		c->err = -ETIMEDOUT;
+	if (c->state != DOWN && late)
+		conn_lose(c, "no answer in time");
+}
+
+static void *
+conn_thread(void *arg)
+{
+	struct conn *c = arg;
+	bool quit = false;
+
+	while (!quit) {
+		if (c->err && c->state != DOWN) {
+			if (c->state == CONNECTING)
+				log_debug("nfs: connection %d: %s: %s", c->idx,
+				    c->step, strerror(-c->err));
+			conn_lose(c, "reset by the server");
+		}
+		if (c->state == DOWN && now_ms() >= c->retry_at)
+			conn_begin(c);
+		conn_turn(c, c->state == DOWN ?
+		    (int)(c->retry_at - MIN(c->retry_at, now_ms())) :
+		    c->flying ? 200 : 1000);
+		bnfs_expire();
+		pthread_mutex_lock(&bnfs.lock);
+		quit = bnfs.quit;
+		pthread_mutex_unlock(&bnfs.lock);
+	}
+	conn_lose(c, "shutting down");
+	bnfs_expire();
+	return NULL;
+}
+
+/* Find a file from its parent's handle, which is found the same way if the
+ * names don't know it.  Version 3.  fresh: do not use remembered handles. */
+static int
+bnfs3_lookup(const char *path, struct attr *a, struct handle *fh, bool fresh)
+{
+	const char *base;
+	struct handle dir;
+	struct call *k;
+	char *parent;
+	int r = 0;
+
+	if (!path[1]) {
+		k = call_new(CALL_GETATTR, NULL);
+		if (!k)
+			return -ENOMEM;
+		pthread_mutex_lock(&bnfs.lock);
+		k->fh = bnfs.root;
+		pthread_mutex_unlock(&bnfs.lock);
+	} else {
+		parent = path_parent(path, &base);
+		if (!parent)
+			return -ENOMEM;
+		if (fresh || !name_handle(parent, &dir)) {
+			struct attr pa;
+			uint64_t asked = now_us();
+
+			r = bnfs3_lookup(parent, &pa, &dir, fresh);
+			if (!r)
+				name_validated(parent, &pa, &dir, asked);
+		}
+		free(parent);
+		if (r)
+			return r;
+		k = call_new(CALL_LOOKUP, base);
+		if (!k)
+			return -ENOMEM;
+		k->fh = dir;
+	}
+	r = call_wait(k);
+	if (!r) {
+		*a = k->attr;
+		*fh = k->out;
+	}
+	call_done(k);
+	return r;
+}
+
+/* A call on a path: v3 by its handle, tried again from the root if that has
+ * gone stale; v4 by its full name.  *kp is the caller's to call_done(). */
+static int
+bnfs_call(enum call_op op, const char *path, struct call **kp)
+{
+	struct handle fh = { 0 };
+	struct attr a;
+	int r = 0;
+
+	for (int fresh = 0; fresh < 2; fresh++) {
+		if (bnfs.version == 3 && (fresh || !name_handle(path, &fh)))
+			r = bnfs3_lookup(path, &a, &fh, fresh);
+		*kp = r ? NULL : call_new(op, path);
+		if (!*kp)
+			return r ? r : -ENOMEM;
+		(*kp)->fh = fh;
+		r = call_wait(*kp);
+		if (r != -ESTALE || bnfs.version != 3)
+			return r;
+		name_forget_handle(path);
+		call_done(*kp);
+		*kp = NULL;
+	}
+	return r;
+}
+
+static int
+bnfs_getattr(const char *path, struct attr *a, struct handle *fh)
+{
+	struct call *k;
+	int r;
+
+	fh->len = 0;
+	if (bnfs.version == 3) {
+		r = bnfs3_lookup(path, a, fh, false);
+		return r == -ESTALE ? bnfs3_lookup(path, a, fh, true) : r;
+	}
+	r = bnfs_call(CALL_GETATTR, path, &k);
+	if (!r)
+		*a = k->attr;
+	if (k)
+		call_done(k);
+	return r;
+}
+
+/* Forget an open file; nobody reads it any more.  Each connection closes what
+ * it opened. */
+static void
+bnfs_close(struct bfile *bf)
+{
+	for (unsigned i = 0; bf->open && i < conf.nfs_connections; i++) {
+		struct conn *c = &bnfs.conn[i];
+		struct call *k;
+
+		if (!bf->open[i].fh || !(k = call_new(CALL_CLOSE, NULL)))
+			continue;
+		k->close = bf->open[i].fh;
+		k->got = bf->open[i].epoch;
+		pthread_mutex_lock(&bnfs.lock);
+		k->next = c->closing;
+		c->closing = k;
+		pthread_mutex_unlock(&bnfs.lock);
+		conn_wake(c);
+	}
+	free(bf->open);
+	free(bf->path);
+	free(bf);
+}
+
+/* Nothing is opened on the server yet: version 3 has no OPEN, version 4 does
+ * it per connection with the first READ. */
+static int
+bnfs_open(struct obj *o, const char *path, struct attr *now)
+{
+	struct bfile *bf = calloc(1, sizeof(*bf));
+	int r = 0;
+
+	(void)now;
+	if (!bf || !(bf->path = strdup(path))) {
+		free(bf);
+		return -ENOMEM;
+	}
+	bf->fd = -1;
+	if (bnfs.version == 4)
+		bf->open = calloc(conf.nfs_connections, sizeof(*bf->open));
+	if (bnfs.version == 4 && !bf->open)
+		r = -ENOMEM;
+	if (bnfs.version == 3 && !name_handle(path, &bf->fh)) {
+		r = bnfs3_lookup(path, now, &bf->fh, false);
+		if (!r && !version_same(&now->ver, &o->attr.ver))
+			r = -ESTALE;
+	}
+	pthread_mutex_lock(&o->lock);
+	if (!r && !o->bf) {
+		o->bf = bf;
+		bf = NULL;
+	}
+	pthread_mutex_unlock(&o->lock);
+	if (bf)
+		bnfs_close(bf);
+	return r;
+}
+
+static void
+bnfs_read(struct fetch *f)
+{
+	struct call *k = call_new(CALL_READ, NULL);
+
+	if (!k) {
+		fetch_arrived(f, -ENOMEM);
+		return;
+	}
+	k->f = f;
+	k->prio = f->prio;
+	COUNT(backend_requests, 1);
+	call_queue(k, false);
+}
+
+static void
+bnfs_raise(struct fetch *f)
+{
+	struct call *k = NULL;
+
+	pthread_mutex_lock(&bnfs.lock);
+	for (int i = PRIO_AHEAD; i < PRIO_N && !k; i++)
+		for (struct call **p = &bnfs.head[i]; *p && !k; p = &(*p)->next)
+			if ((*p)->f == f) {
+				k = *p;
+				*p = k->next;
+				k->prio = PRIO_DEMAND;
+				break;
+			}
+	pthread_mutex_unlock(&bnfs.lock);
+	if (k)
+		call_queue(k, false);
+}
+
+static int
+bnfs_readdir(const char *path, struct dirlist *l)
+{
+	struct call *k;
+	uint64_t cookie = 0;
+	char verf[NFS3_COOKIEVERFSIZE] = { 0 };
+	int r = bnfs_call(CALL_READDIR, path, &k);
+
+	while (!r) {
+		struct handle fh = k->fh;
+		bool eof = k->eof;
+
+		for (size_t i = 0; i < k->list.n && !r; i++)
+			r = dirlist_add(l, k->list.v[i].name,
+			    k->list.v[i].have_attr ? &k->list.v[i].attr : NULL);
+		cookie = k->cookie;
+		memcpy(verf, k->verf, sizeof(verf));
+		if (eof || r)
+			break;
+		call_done(k);
+		k = call_new(CALL_READDIR, path);
+		if (!k)
+			return -ENOMEM;
+		k->fh = fh;
+		k->cookie = cookie;
+		memcpy(k->verf, verf, sizeof(verf));
+		r = call_wait(k);
+	}
+	if (k)
+		call_done(k);
+	return r;
+}
+
+static int
+bnfs_readlink(const char *path, char *buf, size_t size)
+{
+	struct call *k;
+	int r = bnfs_call(CALL_READLINK, path, &k);
+
+	if (!r && strlen(k->link) >= size)
+		r = -ENAMETOOLONG;
+	if (!r)
+		strcpy(buf, k->link);
+	if (k)
+		call_done(k);
+	return r;
+}
+
+static int
+bnfs_statfs(struct statvfs *sv)
+{
+	struct call *k;
+	int r = bnfs_call(CALL_STATFS, "/", &k);
+
+	if (!r)
+		*sv = k->sv;
+	if (k)
+		call_done(k);
+	return r;
+}
+
+/* Split "nfs://host[:port]/export" or "host:/export"; [v6] addresses too.
+ * False if it is neither. */
+static bool
+bnfs_parse(const char *s)
+{
+	const char *host, *end, *path;
+	char *stop;
+
+	if (!strncmp(s, "nfs://", 6)) {
+		host = s + 6;
+		path = strchr(host, '/');
+		if (!path || memchr(s, '?', strlen(s)))
+			return false;
+		end = *host == '[' ? strchr(host, ']') :
+		    memchr(host, ':', (size_t)(path - host));
+		if (*host == '[' && end)
+			end++;
+		if (!end || end > path)
+			end = path;
+		if (*end == ':') {
+			conf.nfs_port = (unsigned)strtoul(end + 1, &stop, 10);
+			if (stop != path || conf.nfs_port - 1 > 65534)
+				return false;
+		}
+	} else {
+		host = s;
+		end = strstr(s, ":/");
+		if (!end || memchr(s, '/', (size_t)(end - s)))
+			return false;
+		path = end + 1;
+	}
+	if (*host == '[' && end > host + 2) {
+		host++;
+		end--;
+	}
+	if (end <= host)
+		return false;
+	bnfs.host = strndup(host, (size_t)(end - host));
+	bnfs.export = strdup(path);
+	while (bnfs.export && strlen(bnfs.export) > 1 &&
+	    bnfs.export[strlen(bnfs.export) - 1] == '/')
+		bnfs.export[strlen(bnfs.export) - 1] = '\0';
+	return bnfs.host && bnfs.export;
+}
+
+/* Why the first connection failed, as a sentence. */
+static void
+bnfs_explain(const struct conn *c)
+{
+	const char *at = !strcmp(c->step, "mountd") ? "its mount daemon" :
+	    "its NFS port";
+
+	if (c->err == -ETIMEDOUT)
+		log_error("backend %s: the server %s did not answer within %u "
+		    "seconds", conf.nfs_backend, bnfs.host, conf.nfs_timeout);
+	else if (!strcmp(c->step, "export") || (!strcmp(c->step, "mount") &&
+	    (c->err == -ENOENT || c->err == -EACCES)))
+		log_error("backend %s: the server %s does not export %s to us: "
+		    "%s", conf.nfs_backend, bnfs.host, bnfs.export,
+		    strerror(-c->err));
+	else
+		log_error("backend %s: cannot connect to the server %s (%s)",
+		    conf.nfs_backend, bnfs.host, at);
+}
+
+/* Connect once, before anything is mounted; tries version 3, then 4, when
+ * that is left open.  0, or -errno after a sentence. */
+static int
+bnfs_start(void)
+{
+	struct addrinfo *ai, hint = { .ai_socktype = SOCK_STREAM };
+	struct conn *c = &bnfs.conn[0];
+	int r = getaddrinfo(bnfs.host, NULL, &hint, &ai);
+
+	if (r) {
+		log_error("backend %s: cannot resolve host %s: %s",
+		    conf.nfs_backend, bnfs.host, gai_strerror(r));
+		return -EIO;
+	}
+	freeaddrinfo(ai);
+	bnfs.readmax = IO_MAX;
+	for (unsigned i = 0; i < conf.nfs_connections; i++) {
+		bnfs.conn[i].idx = (int)i;
+		bnfs.conn[i].wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		if (bnfs.conn[i].wake < 0)
+			return -errno;
+	}
+	bnfs.version = conf.nfs_version == 2 ? 4 : 3;
+	for (;;) {
+		conn_begin(c);
+		while (c->state == CONNECTING && !c->err)
+			conn_turn(c, 100);
+		if (c->state == UP)
+			break;
+		if (conf.nfs_version || bnfs.version == 4 ||
+		    !strcmp(c->step, "export")) {
+			bnfs_explain(c);
+			conn_lose(c, "");
+			return -EIO;
+		}
+		conn_lose(c, "");
+		c->epoch = 0;
+		bnfs.version = 4;
+	}
+	log_info("nfs: %s:%s, version %u, %u connections", bnfs.host,
+	    bnfs.export, bnfs.version, conf.nfs_connections);
+	for (unsigned i = 0; i < conf.nfs_connections; i++) {
+		r = sys_thread(&bnfs.conn[i].tid, conn_thread, &bnfs.conn[i]);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static void
+bnfs_stop(void)
+{
+	pthread_mutex_lock(&bnfs.lock);
+	bnfs.quit = true;
+	pthread_mutex_unlock(&bnfs.lock);
+	for (unsigned i = 0; i < conf.nfs_connections; i++)
+		if (bnfs.conn[i].tid) {
+			conn_wake(&bnfs.conn[i]);
+			pthread_join(bnfs.conn[i].tid, NULL);
+			sys_close(&bnfs.conn[i].wake);
+		}
+}
+
+static const struct backend bnfs_backend = { "nfs", bnfs_start, bnfs_stop,
+	bnfs_getattr, bnfs_open, bnfs_close, bnfs_read, bnfs_raise,
+	bnfs_readdir, bnfs_readlink, bnfs_statfs };
+
+/* === bnfs =================================================== End === */
+
+/* === stats: counters as JSON ============================== Begin === */
+
+static uint64_t started_ms;
+static const char *passthrough_off = "not negotiated"; /* NULL: it is on */
+
+/* The latency in us below which a share of the samples lies. */
+static uint64_t
+lat_percentile(const struct histogram *h, double share)
+{
+	uint64_t sum = 0, want;
+
+	for (int i = 0; i < 256; i++)
+		sum += h->n[i];
+	want = (uint64_t)((double)sum * share);
+	for (unsigned i = 0; i < 256; i++) {
+		if (sum && want < h->n[i])
+			return i < 8 ? i : (uint64_t)(8 + i % 8) << (i / 8 - 1);
+		want -= h->n[i];
+	}
+	return 0;
+}
+
+static const char *
+stats_state(void)
+{
+	return backend_down ? "offline" : store.degraded ? "degraded" :
+	    "online";
+}
+
+/* All statistics (DESIGN 9) as one JSON object; allocated, NULL out of memory.
+ * Takes store.lock and pool.lock. */
+static char *
+stats_json(size_t *len)
+{
+	const struct { const char *name; const struct histogram *h; } lat[] = {
+		{ "miss", &lat_miss }, { "hit", &lat_hit } };
+	char *s = NULL;
+	FILE *f = open_memstream(&s, len);
+
+	if (!f)
+		return NULL;
+	fprintf(f, "{\"state\":\"%s\",\"io_engine\":\"%s\",\"passthrough\":"
+	    "\"%s%s\",\"uptime_s\":%" PRIu64, stats_state(),
+	    exec.uring ? "io_uring" : "threads",
+	    passthrough_off ? "off:" : "on",
+	    passthrough_off ? passthrough_off : "",
+	    (now_ms() - started_ms) / 1000);
+	pthread_mutex_lock(&store.lock);
+	fprintf(f, ",\"objects\":%" PRIu64 ",\"objects_complete\":%" PRIu64
+	    ",\"cache_used_bytes\":%" PRIu64 ",\"cache_limit_bytes\":%" PRIu64,
+	    store.nents, store.ncomplete, store.used, store.limit);
+	pthread_mutex_unlock(&store.lock);
+#define X(n) fprintf(f, ",\"" #n "\":%" PRIu64, (uint64_t)count.n);
+	COUNTERS(X)
+#undef X
+	pthread_mutex_lock(&pool.lock);
+	fprintf(f, ",\"buffer_bytes_used\":%zu", pool.used);
+	pthread_mutex_unlock(&pool.lock);
+	fprintf(f, ",\"bypass\":{");
+	for (int i = 0, n = 0; i < R_MAX; i++)
+		if (reason_count[i])
+			fprintf(f, "%s\"%s\":%" PRIu64, n++ ? "," : "",
+			    reason_name[i], (uint64_t)reason_count[i]);
+	fprintf(f, "},\"latency_us\":{");
+	for (int i = 0; i < 2; i++)
+		fprintf(f, "%s\"%s\":{\"p50\":%" PRIu64 ",\"p99\":%" PRIu64
+		    ",\"max\":%" PRIu64 "}", i ? "," : "", lat[i].name,
+		    lat_percentile(lat[i].h, 0.5), lat_percentile(lat[i].h, 0.99),
+		    (uint64_t)lat[i].h->max);
+	fprintf(f, "}}\n");
+	return fclose(f) ? NULL : s;
+}
+
+/* === stats ================================================== End === */
+
+/* === ops: the FUSE operations ============================= Begin === */
+
+/*
+ * The kernel wants all open files of an inode in one mode (KERNEL.md), and a
+ * descriptor keeps the version it was opened with.  So a name has one object
+ * and one mode while it has open files.  A LOOKUP that finds these in the way
+ * of what a new open needs sets the name aside: libfuse moves its node to
+ * /.cachefs-aside.N, where the open files live on, and the LOOKUP makes a
+ * fresh node.  An OPEN that meets a conflict answers ESTALE; the kernel then
+ * repeats it once, with a LOOKUP, and that second try always succeeds.
+ */
+#define ASIDE_STRIPES 256
+
+struct file {				/* an open file */
+	struct obj *o;			/* [I] NULL: the statistics */
+	struct name *n;			/* [I] pinned while open */
+	bool passthrough, keep;		/* [I] keep: the kernel's pages */
+	struct stream stream;
+	char *text;			/* [I] statistics */
+	size_t text_len;
+};
+
+struct dir {				/* an open directory */
+	char *path;
+	bool loaded;
+	struct dirlist list;
+};
+
+static struct fuse *the_fuse;
+static struct fuse_session *session;
+static pthread_mutex_t aside_lock[ASIDE_STRIPES];
+static _Thread_local const struct attr *aside_for; /* set while we rename */
+static _Thread_local struct { uint64_t parent; const char *name; } looking_up;
+
+/* Internal -errno to what an application understands. */
+static int
+op_errno(int r)
+{
+	return r == -EHOSTDOWN ? -EIO : r;
+}
+
+static void
+attr_stat(const struct attr *a, struct stat *st)
+{
+	*st = (struct stat){ .st_ino = a->ver.fileid, .st_mode = a->mode,
+		.st_nlink = a->nlink, .st_uid = a->uid, .st_gid = a->gid,
+		.st_rdev = a->rdev, .st_size = (off_t)a->ver.size,
+		.st_blksize = 4096, .st_blocks = (blkcnt_t)(a->used / 512),
+		.st_atim = nanos_ts(a->atime), .st_mtim = nanos_ts(a->ver.mtime),
+		.st_ctim = nanos_ts(a->ver.ctime) };
+}
+
+static bool
+is_ctl(const char *path)
+{
+	return !strcmp(path, CTL_DIR) || !strcmp(path, CTL_STATS);
+}
+
+/*
+ * The attributes of path as fresh as the consistency mode wants them: asks
+ * the server, unless the mode or its absence lets us use what we know.
+ * 0 or -errno (-EHOSTDOWN: unreachable and unknown).
+ */
+static int
+op_validate(const char *path, struct attr *a)
+{
+	struct handle fh;
+	int r = -EIO;
+
+	for (int tries = 0; tries < 8; tries++) {
+		uint64_t asked = now_us(), age = 0;
+		struct name *n;
+		bool known;
+
+		pthread_mutex_lock(&names.lock);
+		n = name_find_locked(path, false);
+		known = n && n->answered;
+		if (known) {
+			*a = n->attr;
+			age = asked - MIN(n->answered, asked);
+		}
+		pthread_mutex_unlock(&names.lock);
+		if (known && ((backend_down && conf.cache_offline == 0) ||
+		    conf.cache_consistency == CONS_IMMUTABLE ||
+		    (conf.cache_consistency == CONS_TTL &&
+		    age < conf.cache_ttl * UINT64_C(1000000))))
+			return 0;
+		struct attr fresh;
+		r = be->getattr(path, &fresh, &fh);
+		if (r == -EHOSTDOWN && known && conf.cache_offline == 0)
+			return 0;
+		if (r)
+			return r;
+		*a = fresh;
+		if (name_validated(path, a, &fh, asked))
+			return 0;
+	}
+	return 0;			/* it changes faster than we can ask */
+}
+
+static bool
+passthrough_on(void)
+{
+	return !passthrough_off;
+}
+
+/* Do n's open files stand in the way of opening version v? */
+static bool
+name_conflict_locked(const struct name *n, const struct version *v)
+{
+	return n && n->opens && (!version_same(&n->obj->attr.ver, v) ||
+	    (passthrough_on() && n->obj->complete != (n->mode == M_PASSTHROUGH)));
+}
+
+/* libfuse renames only for us; the kernel never asks on a read-only mount. */
+static int
+op_rename(const char *from, const char *to, unsigned flags)
+{
+	struct name *n, **p;
+	char *path, *origin;
+	int r = -ENOMEM;
+
+	(void)flags;
+	if (!aside_for)
+		return -EROFS;
+	path = strdup(to);
+	origin = strdup(from);
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(from, false);
+	if (path && origin)
+		r = name_conflict_locked(n, &aside_for->ver) ? 0 : -EAGAIN;
+	if (!r) {
+		*name_slot(from) = n->next;
+		free(n->path);
+		free(n->origin);
+		n->path = path;
+		n->origin = origin;
+		n->next = NULL;
+		p = name_slot(path);
+		*p = n;
+		path = origin = NULL;
+		COUNT(set_aside, 1);
+	}
+	pthread_mutex_unlock(&names.lock);
+	free(path);
+	free(origin);
+	return r;
+}
+
+/*
+ * Called in a LOOKUP of path, which the server shows as a: if the open files
+ * of its node are in the way, give libfuse a RENAME that the kernel never sent
+ * and never hears of (its answer is dropped: no such request).  libfuse waits
+ * for an OPEN of the node that is under way; the stripe lets one LOOKUP of
+ * a name do this at a time.
+ */
+static void
+op_set_aside(const char *path, const struct attr *a)
+{
+	static atomic_uint serial;
+	pthread_mutex_t *stripe = &aside_lock[hash_str(path) % ASIDE_STRIPES];
+	struct {
+		struct fuse_in_header h;
+		struct fuse_rename_in r;
+		char names[2 * 256 + 64];
+	} m = { 0 };
+	size_t len = strlen(looking_up.name) + 1;
+	struct fuse_buf fb = { .mem = &m };
+	unsigned n;
+	bool conflict;
+
+	if (len > 256)
+		return;
+	pthread_mutex_lock(stripe);
+	pthread_mutex_lock(&names.lock);
+	conflict = name_conflict_locked(name_find_locked(path, false), &a->ver);
+	pthread_mutex_unlock(&names.lock);
+	if (conflict) {
+		n = serial++;
+		memcpy(m.names, looking_up.name, len);
+		len += (size_t)snprintf(m.names + len, 64, "%s%u",
+		    ASIDE_PREFIX + 1, n) + 1;
+		fb.size = offsetof(typeof(m), names) + len;
+		m.h = (struct fuse_in_header){ .len = (uint32_t)fb.size,
+			.opcode = FUSE_RENAME, .nodeid = looking_up.parent,
+			.unique = UINT64_C(1) << 62 | (uint64_t)n << 1,
+			.uid = getuid(), .gid = getgid(),
+			.pid = (uint32_t)getpid() };
+		m.r.newdir = FUSE_ROOT_ID;
+		aside_for = a;
+		fuse_session_process_buf(session, &fb);
+		aside_for = NULL;
+	}
+	pthread_mutex_unlock(stripe);
+}
+
+/* Attributes of the virtual files and of nodes set aside.  1 = none of these;
+ * else 0 or -errno. */
+static int
+op_getattr_special(const char *path, struct stat *st, bool lookup)
+{
+	struct name *n;
+	int r = -ESTALE;
+
+	if (is_ctl(path)) {
+		bool dir = !strcmp(path, CTL_DIR);
+
+		*st = (struct stat){ .st_mode = dir ? S_IFDIR | 0555 :
+			S_IFREG | 0444, .st_nlink = dir ? 2 : 1,
+			.st_uid = geteuid(), .st_gid = getegid(),
+			.st_ino = UINT64_MAX - dir };
+		return 0;
+	}
+	if (!path_is_aside(path))
+		return 1;
+	if (lookup)
+		return -ENOENT;
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, false);
+	if (n) {
+		attr_stat(n->opens ? &n->obj->attr : &n->attr, st);
+		r = 0;
+	}
+	pthread_mutex_unlock(&names.lock);
+	return r;
+}
+
+static int
+op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
+{
+	struct file *f = fi ? (struct file *)(uintptr_t)fi->fh : NULL;
+	bool lookup = cur && cur->opcode == FUSE_LOOKUP && !fi;
+	struct name *n;
+	struct attr a;
+	int r;
+
+	if (f && f->o) {
+		attr_stat(&f->o->attr, st);
+		return 0;
+	}
+	if (!path || f)
+		path = CTL_STATS;
+	r = op_getattr_special(path, st, lookup);
+	if (r <= 0)
+		return r;
+	r = op_validate(path, &a);
+	if (r)
+		return op_errno(r);
+	if (lookup)
+		op_set_aside(path, &a);
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, true);
+	if (n) {
+		if (n->opens)		/* stat shows what the open files hold */
+			a = n->obj->attr;
+		name_told_locked(n, &a.ver);
+		if (lookup) {
+			token_leave_locked(path, &a.ver);
+			cur->lookup.hash = hash_str(path);
+			cur->lookup.seq = n->seq;
+		}
+	}
+	pthread_mutex_unlock(&names.lock);
+	attr_stat(&a, st);
+	return 0;
+}
+
+/* The backing id for o's data, registered by its first user; -errno when the
+ * kernel refuses. */
+static int
+obj_backing_get(struct obj *o)
+{
+	int r = -ENOSYS;
+
+#if HAVE_PASSTHROUGH
+#ifndef FUSE_DEV_IOC_BACKING_OPEN	/* linux/fuse.h before 6.9 */
+	struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t pad; };
+#define FUSE_DEV_IOC_BACKING_OPEN _IOW(229, 1, struct fuse_backing_map)
+#define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
+#endif
+	pthread_mutex_lock(&o->lock);
+	r = o->backing_id;
+	if (!o->backing_users) {
+		struct fuse_backing_map m = { .fd = o->rfd };
+
+		r = ioctl(fuse_session_fd(session), FUSE_DEV_IOC_BACKING_OPEN,
+		    &m);
+		r = r > 0 ? r : r < 0 ? -errno : -EIO;
+		o->backing_id = r;
+	}
+	if (r > 0)
+		o->backing_users++;
+	pthread_mutex_unlock(&o->lock);
+#else
+	(void)o;
+#endif
+	return r;
+}
+
+static void
+obj_backing_put(struct obj *o)
+{
+#if HAVE_PASSTHROUGH
+	pthread_mutex_lock(&o->lock);
+	if (--o->backing_users == 0) {
+		uint32_t id = (uint32_t)o->backing_id;
+
+		if (ioctl(fuse_session_fd(session), FUSE_DEV_IOC_BACKING_CLOSE,
+		    &id))
+			log_debug("backing close: %s", strerror(errno));
+	}
+	pthread_mutex_unlock(&o->lock);
+#else
+	(void)o;
+#endif
+}
+
+/* The object to open for path in version *a, with its source open where it
+ * still has to be fetched; *a moves on when the server does.  0 or -errno. */
+static int
+open_object(const char *path, struct attr *a, struct obj **op)
+{
+	int r = -ESTALE;
+
+	for (int tries = 0; r == -ESTALE && tries < 16; tries++) {
+		struct attr now = *a;
+		struct obj *o;
+		bool have;
+
+		if (!S_ISREG(a->mode))
+			return -ESTALE;
+		o = obj_get(a, path);
+		if (!o)
+			return -ENOMEM;
+		pthread_mutex_lock(&o->lock);
+		have = o->bf != NULL;
+		pthread_mutex_unlock(&o->lock);
+		r = have || o->complete ? 0 : be->open(o, path, &now);
+		if (!r) {
+			*op = o;
+			return 0;
+		}
+		obj_put(o);
+		*a = now;
+	}
+	return r;
+}
+
+/*
+ * Bind an open of o to the name at path, choosing the mode.  token: the
+ * caller has just looked the path up, and so takes any version found.
+ * 0 with n->opens counted and f filled; -ESTALE; or -EAGAIN with *other, whose
+ * reference is the caller's, to be bound instead of o.
+ */
+static int
+open_bind(const char *path, struct obj *o, bool token, struct file *f,
+    bool *told, struct obj **other)
+{
+	bool pt = o->complete && passthrough_on();
+	struct name *n;
+	int r = 0;
+
+	if (pt && obj_backing_get(o) < 0) {
+		bypass(R_passthrough_refused);
+		pt = false;
+	}
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, true);
+	if (!n) {
+		r = -ENOMEM;
+	} else if (n->opens && n->obj != o && token) {
+		*other = obj_ref(n->obj);
+		r = -EAGAIN;
+	} else if (n->opens && (n->obj != o || (n->mode == M_PASSTHROUGH ? !pt :
+	    pt && !token && !path_is_aside(path)))) {
+		r = -ESTALE;		/* the LOOKUP to come makes room */
+		token_expect_locked(n->origin ? n->origin : path);
+	} else {
+		if (!n->opens++) {
+			name_unlist(n);
+			n->obj = obj_ref(o);
+			n->mode = pt ? M_PASSTHROUGH : M_BUFFERED;
+		}
+		f->n = n;
+		f->o = o;
+		f->passthrough = n->mode == M_PASSTHROUGH;
+		f->keep = !f->passthrough &&
+		    version_same(&n->pages, &o->attr.ver);
+		if (!f->passthrough)
+			n->pages = o->attr.ver;
+		*told = version_same(&n->told, &o->attr.ver);
+		name_told_locked(n, &o->attr.ver);
+	}
+	pthread_mutex_unlock(&names.lock);
+	if (pt && (r || !f->passthrough))
+		obj_backing_put(o);
+	return r;
+}
+
+/* What an OPEN of path may start from: its own LOOKUP's version, that of the
+ * node's open files, or the server's.  0 or -errno. */
+static int
+open_version(const char *path, const char *origin, struct attr *a, bool *token)
+{
+	struct version seen;
+	struct name *n;
+
+	pthread_mutex_lock(&names.lock);
+	*token = token_take_locked(origin, &seen);
+	n = name_find_locked(path, false);
+	if (*token && n && n->opens)
+		*a = n->obj->attr;
+	else if (*token && n && n->answered && path == origin)
+		*a = n->attr;
+	else
+		n = NULL;
+	pthread_mutex_unlock(&names.lock);
+	return *token && n ? 0 : op_validate(origin, a);
+}
+
+static int
+op_open_stats(struct fuse_file_info *fi)
+{
+	struct file *f = calloc(1, sizeof(*f));
+
+	if (!f || !(f->text = stats_json(&f->text_len))) {
+		free(f);
+		return -ENOMEM;
+	}
+	fi->fh = (uintptr_t)f;
+	fi->direct_io = 1;
+	return 0;
+}
+
+static int
+op_open(const char *path, struct fuse_file_info *fi)
+{
+	char *origin = NULL;
+	struct file *f;
+	struct obj *o = NULL, *other;
+	struct name *n;
+	struct attr a;
+	bool token, told = false;
+	int r;
+
+	if ((fi->flags & O_ACCMODE) != O_RDONLY)
+		return -EROFS;
+	if (!strcmp(path, CTL_STATS))
+		return op_open_stats(fi);
+	if (path_is_aside(path)) {
+		pthread_mutex_lock(&names.lock);
+		n = name_find_locked(path, false);
+		origin = n && n->origin ? strdup(n->origin) : NULL;
+		pthread_mutex_unlock(&names.lock);
+		if (!origin)
+			return -ESTALE;
+	}
+	f = calloc(1, sizeof(*f));
+	r = f ? open_version(path, origin ? origin : path, &a, &token) :
+	    -ENOMEM;
+	if (!r)
+		r = open_object(origin ? origin : path, &a, &o);
+	while (!r && (r = open_bind(path, o, token, f, &told, &other)) ==
+	    -EAGAIN) {
+		obj_put(o);
+		o = other;
+		r = 0;
+	}
+	free(origin);
+	if (r) {
+		if (o)
+			obj_put(o);
+		free(f);
+		return op_errno(r);
+	}
+	pthread_mutex_init(&f->stream.lock, NULL);
+	fi->fh = (uintptr_t)f;
+#if HAVE_PASSTHROUGH
+	if (f->passthrough)
+		fi->backing_id = o->backing_id;
+#endif
+	fi->keep_cache = f->keep;
+	if (f->passthrough) {
+		COUNT(opens_passthrough, 1);
+	} else {
+		COUNT(opens_buffered, 1);
+		bypass(!o->complete ? R_partial : passthrough_on() ?
+		    R_open_buffered : R_passthrough_off);
+	}
+	if (!told)			/* its size, above all */
+		fuse_lowlevel_notify_inval_inode(session, cur->nodeid, -1, 0);
+	if (conf.cache_fill == 0)
+		fill_consider(o);
+	return 0;
+}
+
+static int
+op_release(const char *path, struct fuse_file_info *fi)
+{
+	struct file *f = (struct file *)(uintptr_t)fi->fh;
+	struct obj *o = NULL;
+
+	(void)path;
+	if (f->o) {
+		pthread_mutex_lock(&names.lock);
+		if (--f->n->opens == 0) {
+			o = f->n->obj;
+			f->n->obj = NULL;
+			f->n->mode = M_NONE;
+			name_list(f->n);
+		}
+		pthread_mutex_unlock(&names.lock);
+		if (f->passthrough)
+			obj_backing_put(f->o);
+		if (f->stream.counted)
+			fill.streams--;
+		pthread_mutex_destroy(&f->stream.lock);
+		obj_put(f->o);
+		if (o)
+			obj_put(o);
+	}
+	free(f->text);
+	free(f);
+	return 0;
+}
+
+static int
+op_read(const char *path, char *buf, size_t size, off_t off,
+    struct fuse_file_info *fi)
+{
+	struct file *f = (struct file *)(uintptr_t)fi->fh;
+
+	(void)path;
+	if (!f->o) {
+		size_t n = (size_t)off < f->text_len ? MIN(size, f->text_len -
+		    (size_t)off) : 0;
+
+		if (n)
+			memcpy(buf, f->text + off, n);
+		return (int)n;
+	}
+	COUNT(daemon_reads, 1);
+	return op_errno((int)obj_read(f->o, &f->stream, buf, size,
+	    (uint64_t)off));
+}
+
+static int
+op_opendir(const char *path, struct fuse_file_info *fi)
+{
+	struct dir *d = calloc(1, sizeof(*d));
+
+	if (!d || !(d->path = strdup(path))) {
+		free(d);
+		return -ENOMEM;
+	}
+	fi->fh = (uintptr_t)d;
+	return 0;
+}
+
+static int
+op_releasedir(const char *path, struct fuse_file_info *fi)
+{
+	struct dir *d = (struct dir *)(uintptr_t)fi->fh;
+
+	(void)path;
+	dirlist_free(&d->list);
+	free(d->path);
+	free(d);
+	return 0;
+}
+
+/* May READDIRPLUS tell the kernel these attributes of path?  Not where open
+ * files hold another version. */
+static bool
+readdir_may_tell(const char *dir, const struct dirent_plus *e)
+{
+	char *path = path_join(dir, e->name);
+	struct name *n;
+	bool ok = true;
+
+	if (!path)
+		return false;
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, false);
+	if (n && n->opens)
+		ok = version_same(&n->obj->attr.ver, &e->attr.ver);
+	if (n && ok)
+		name_told_locked(n, &e->attr.ver);
+	pthread_mutex_unlock(&names.lock);
+	free(path);
+	return ok;
+}
+
+/* Offsets are positions in the listing taken at the first call (or rewind);
+ * 0 and 1 are . and .. . */
+static int
+op_readdir(const char *path, void *buf, fuse_fill_dir_t fn, off_t off,
+    struct fuse_file_info *fi, enum fuse_readdir_flags flags)
+{
+	struct dir *d = (struct dir *)(uintptr_t)fi->fh;
+	int r;
+
+	(void)path;
+	if (!strcmp(d->path, CTL_DIR)) {
+		d->loaded = true;
+	} else if (!d->loaded || off == 0) {
+		dirlist_free(&d->list);
+		r = be->readdir(d->path, &d->list);
+		if (r)
+			return op_errno(r);
+		d->loaded = true;
+	}
+	for (size_t i = (size_t)off; i < d->list.n + 2; i++) {
+		const struct dirent_plus *e = i < 2 ? NULL : &d->list.v[i - 2];
+		struct stat st;
+		bool tell;
+
+		if (!e) {
+			if (fn(buf, i ? ".." : ".", NULL, (off_t)i + 1, 0))
+				break;
+			continue;
+		}
+		attr_stat(&e->attr, &st);
+		tell = flags & FUSE_READDIR_PLUS && e->have_attr &&
+		    readdir_may_tell(d->path, e);
+		if (fn(buf, e->name, e->have_attr ? &st : NULL, (off_t)i + 1,
+		    tell ? FUSE_FILL_DIR_PLUS : 0))
+			break;
+	}
+	return 0;
+}
+
+static int
+op_readlink(const char *path, char *buf, size_t size)
+{
+	return op_errno(be->readlink(path, buf, size));
+}
+
+static int
+op_statfs(const char *path, struct statvfs *sv)
+{
+	(void)path;
+	memset(sv, 0, sizeof(*sv));
+	int r = be->statfs(sv);
+
+	sv->f_namemax = 255;
+	return op_errno(r);
+}
+
+/* The object of a path as it is known now, for the xattrs; NULL: none. */
+static struct obj *
+op_object(const char *path, int *err)
+{
+	struct name *n;
+	struct attr a;
+	struct obj *o = NULL;
+
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, false);
+	if (n && n->opens)
+		o = obj_ref(n->obj);
+	pthread_mutex_unlock(&names.lock);
+	if (o || is_ctl(path) || path_is_aside(path))
+		return o;
+	*err = op_errno(op_validate(path, &a));
+	return *err || !S_ISREG(a.mode) ? NULL : obj_get(&a, path);
+}
+
+static int
+op_getxattr(const char *path, const char *name, char *value, size_t size)
+{
+	char text[32];
+	struct obj *o;
+	uint64_t bytes;
+	int n, err = 0;
+
+	if (strncmp(name, "user.cachefs.", 13))
+		return -ENODATA;
+	o = op_object(path, &err);
+	if (!o)
+		return err ? err : -ENODATA;
+	pthread_mutex_lock(&o->lock);
+	bytes = MIN(o->present * o->bs, o->attr.ver.size);
+	if (!strcmp(name + 13, "state"))
+		n = snprintf(text, sizeof(text), "%s", o->complete ?
+		    "complete" : o->present ? "partial" : "absent");
+	else if (!strcmp(name + 13, "cached"))
+		n = snprintf(text, sizeof(text), "%" PRIu64, bytes);
+	else if (!strcmp(name + 13, "pinned"))
+		n = snprintf(text, sizeof(text), "%d", o->pinned);
+	else
+		n = -ENODATA;
+	pthread_mutex_unlock(&o->lock);
+	obj_put(o);
+	if (n >= 0 && size && size < (size_t)n)
+		return -ERANGE;
+	if (n >= 0 && size)
+		memcpy(value, text, (size_t)n);
+	return n;
+}
+
+static int
+op_listxattr(const char *path, char *list, size_t size)
+{
+	static const char all[] = "user.cachefs.state\0user.cachefs.cached\0"
+	    "user.cachefs.pinned";
+	struct obj *o;
+	int err = 0;
+
+	o = op_object(path, &err);
+	if (!o)
+		return err;
+	obj_put(o);
+	if (size && size < sizeof(all))
+		return -ERANGE;
+	if (size)
+		memcpy(list, all, sizeof(all));
+	return (int)sizeof(all);
+}
+
+/* One feature flag of the connection on or off, in whichever way this libfuse
+ * has.  False if the kernel does not offer it. */
+static bool
+op_feature(struct fuse_conn_info *c, uint64_t flag, bool on)
+{
+#if HAVE_PASSTHROUGH
+	if (!on) {
+		fuse_unset_feature_flag(c, flag);
+		return true;
+	}
+	return fuse_set_feature_flag(c, flag);
+#else
+	if (!on)
+		c->want &= ~(unsigned)flag;
+	else if (c->capable & flag)
+		c->want |= (unsigned)flag;
+	return !on || (c->capable & flag);
+#endif
+}
+
+static void *
+op_init(struct fuse_conn_info *c, struct fuse_config *cfg)
+{
+	bool strict = conf.cache_consistency == CONS_STRICT;
+
+	op_feature(c, FUSE_CAP_SPLICE_READ, false);
+	op_feature(c, FUSE_CAP_SPLICE_WRITE, false);
+	op_feature(c, FUSE_CAP_SPLICE_MOVE, false);
+#if HAVE_PASSTHROUGH
+	struct statfs { long type; long rest[31]; } sfs = { 0 };
+
+	if (conf.fuse_passthrough != NO &&
+	    op_feature(c, FUSE_CAP_PASSTHROUGH, true)) {
+		/* a cache on overlayfs is one level deeper; 0x794c7630 is its
+		 * magic, linux/magic.h */
+		if (syscall(SYS_fstatfs, store.dir, &sfs) == 0)
+			c->max_backing_stack_depth = sfs.type == 0x794c7630;
+		passthrough_off = NULL;
+	} else {
+		passthrough_off = conf.fuse_passthrough == NO ?
+		    "configured" : "kernel";
+	}
+#else
+	passthrough_off = "libfuse older than 3.17";
+#endif
+	/* the kernel's read-ahead of a stalled file must not use them all up */
+	c->max_background = (unsigned)MIN(conf.fuse_threads * 2, 1024);
+	c->congestion_threshold = c->max_background * 3 / 4;
+	cfg->use_ino = 1;
+	cfg->nullpath_ok = 1;
+	cfg->hard_remove = 1;
+	cfg->kernel_cache = cfg->auto_cache = 0;
+	cfg->attr_timeout = strict ? 0 : conf.fuse_attr_timeout;
+	cfg->entry_timeout = strict ? 0 : conf.fuse_entry_timeout;
+	cfg->negative_timeout = strict ? 0 : conf.fuse_negative_timeout;
+	return NULL;
+}
+
+static const struct fuse_operations ops = {
+	.init = op_init, .getattr = op_getattr, .readlink = op_readlink,
+	.open = op_open, .read = op_read, .release = op_release,
+	.opendir = op_opendir, .readdir = op_readdir,
+	.releasedir = op_releasedir, .statfs = op_statfs,
+	.getxattr = op_getxattr, .listxattr = op_listxattr,
+	.rename = op_rename,
+};
+
+/*
+ * The session loop is our own: each request's header is noted while libfuse
+ * processes it (LOOKUP and GETATTR are one op to the high-level API), and
+ * interrupts reach waiting workers.  A worker that takes a request when no
+ * other is free starts one more, up to fuse_threads.
+ */
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t cond;		/* a worker ended */
+	pthread_t tid[1024];
+	unsigned n, idle, ended;
+	pthread_t main;
+} workers = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.cond = PTHREAD_COND_INITIALIZER };
+
+static void *worker(void *);
+
+/* Start one more worker if none is idle.  Caller holds workers.lock. */
+static int
+worker_spawn_locked(void)
+{
+	int r = 0;
+
+	if (!workers.idle && workers.n < conf.fuse_threads && !stopping) {
+		r = sys_thread(&workers.tid[workers.n], worker, NULL);
+		workers.n += r == 0;
+	}
+	return r;
+}
+
+/* If another LOOKUP told the kernel another version of the same node while
+ * rq's was on its way, nobody knows which came last: let it ask again. */
+static void
+worker_check_lookup(const struct req *rq, const char *name)
+{
+	bool stale = false;
+	struct name *n;
+
+	if (!rq->lookup.hash)
+		return;
+	pthread_mutex_lock(&names.lock);
+	for (n = names.tab[rq->lookup.hash % NAME_BUCKETS]; n; n = n->next)
+		if (hash_str(n->path) == rq->lookup.hash)
+			stale = n->seq != rq->lookup.seq;
+	pthread_mutex_unlock(&names.lock);
+	if (stale)
+		fuse_lowlevel_notify_inval_entry(session, rq->nodeid, name,
+		    strlen(name));
+}
+
+static void *
+worker(void *arg)
+{
+	struct fuse_buf fb = { 0 };
+	sigset_t usr2;
+
+	(void)arg;
+	sigemptyset(&usr2);
+	sigaddset(&usr2, SIGUSR2);	/* only interrupts the read() below */
+	pthread_sigmask(SIG_UNBLOCK, &usr2, NULL);
+	while (!fuse_session_exited(session)) {
+		struct fuse_in_header *h;
+		struct req rq;
+		int r;
+
+		pthread_mutex_lock(&workers.lock);
+		workers.idle++;
+		pthread_mutex_unlock(&workers.lock);
+		r = fuse_session_receive_buf(session, &fb);
+		pthread_mutex_lock(&workers.lock);
+		workers.idle--;
+		if (r > 0)
+			worker_spawn_locked();
+		pthread_mutex_unlock(&workers.lock);
+		if (r == -EINTR)
+			continue;
+		if (r <= 0)
+			break;
+		h = fb.mem;
+		rq = (struct req){ .unique = h->unique, .nodeid = h->nodeid,
+			.opcode = h->opcode, .pid = h->pid };
+		if (h->opcode == FUSE_INTERRUPT)
+			req_interrupt(((struct fuse_interrupt_in *)(h + 1))->
+			    unique);
+		looking_up.parent = h->nodeid;
+		looking_up.name = (const char *)(h + 1);
+		cur = &rq;
+		fuse_session_process_buf(session, &fb);
+		cur = NULL;
+		if (rq.opcode == FUSE_LOOKUP)
+			worker_check_lookup(&rq, looking_up.name);
+	}
+	fuse_session_exit(session);
+	free(fb.mem);
+	pthread_kill(workers.main, SIGTERM);
+	pthread_mutex_lock(&workers.lock);
+	workers.ended++;
+	pthread_cond_signal(&workers.cond);
+	pthread_mutex_unlock(&workers.lock);
+	return NULL;
+}
+
+/* End all workers: wake those that read the device or wait for a server. */
+static void
+workers_stop(void)
+{
+	stopping = true;
+	fuse_session_exit(session);
+	pthread_mutex_lock(&workers.lock);
+	while (workers.ended < workers.n) {
+		struct timespec ts;
+		uint64_t t = now_ms() + 50;
+
+		pthread_mutex_lock(&reqs.lock);
+		for (struct req *r = reqs.waiting; r; r = r->next)
+			pthread_cond_broadcast(r->cond);
+		pthread_mutex_unlock(&reqs.lock);
+		for (unsigned i = 0; i < workers.n; i++)
+			pthread_kill(workers.tid[i], SIGUSR2);
+		ts = (struct timespec){ (time_t)(t / 1000),
+			(long)(t % 1000) * 1000000 };
+		pthread_cond_clockwait(&workers.cond, &workers.lock,
+		    CLOCK_MONOTONIC, &ts);
+	}
+	pthread_mutex_unlock(&workers.lock);
+	for (unsigned i = 0; i < workers.n; i++)
+		pthread_join(workers.tid[i], NULL);
+}
+
+/* === ops ==================================================== End === */
+
+/* === main: usage, subcommands, mounting =================== Begin === */
+
+static void
+usage(FILE *f)
+{
+	fprintf(f,
+	    "usage: cachefs [-dfhV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
+	    "MOUNTPOINT\n"
+	    "       cachefs stats [-j] MOUNTPOINT\n"
+	    "\n"
+	    "  -c FILE    read the configuration from this ini file\n"
+	    "  -o OPT     set an option; wins over the file\n"
+	    "  -f         stay in the foreground\n"
+	    "  -d         log what happens (level debug)\n"
+	    "  -h, -V     show this help; the version\n"
+	    "\n"
+	    "Options (in the ini file: the part before the first _ is the "
+	    "section):\n");
+	for (size_t i = 0; i < NCOPTS; i++) {
+		char name[64];
+
+		snprintf(name, sizeof(name), "%s_%s=%s", copts[i].sect,
+		    copts[i].key, copts[i].def ? copts[i].def : "...");
+		fprintf(f, "  %-29s %s", name, copts[i].help);
+		for (int w = 0; copts[i].words && copts[i].words[w]; w++)
+			fprintf(f, "%s%s", w ? ", " : " (", copts[i].words[w]);
+		fprintf(f, copts[i].words ? ")\n" : "\n");
+	}
+	fprintf(f, "\nSee cachefs(8).\n");
+}
+
+/* cachefs stats [-j] MOUNTPOINT */
+static int
+cmd_stats(int argc, char **argv)
+{
+	char buf[8192], path[PATH_MAX];
+	bool json = false;
+	ssize_t n;
+	int c, fd;
+
+	while ((c = getopt(argc, argv, "j")) != -1) {
+		if (c != 'j')
+			return EXIT_USAGE;
+		json = true;
+	}
+	if (argc - optind != 1) {
+		fprintf(stderr, "usage: cachefs stats [-j] MOUNTPOINT\n");
+		return EXIT_USAGE;
+	}
+	snprintf(path, sizeof(path), "%s" CTL_STATS, argv[optind]);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		log_error("%s: %s", argv[optind], errno == ENOENT ||
+		    errno == ENOTDIR ? "is not a cachefs mount" :
+		    strerror(errno));
+		return EXIT_FAILURE;
+	}
+	n = sys_pread(fd, buf, sizeof(buf) - 1, 0);
+	close(fd);
+	if (n < 0) {
+		log_error("%s: %s", path, strerror((int)-n));
+		return EXIT_FAILURE;
+	}
+	buf[n] = '\0';
+	if (json) {
+		fputs(buf, stdout);
+		return EXIT_SUCCESS;
+	}
+	/* for people: a line each, nested objects as dotted names */
+	char word[64] = "", prefix[64] = "";
+	for (char *p = buf; *p; p++) {
+		if (*p == '"' && p[strcspn(p + 1, "\"") + 2] == ':') {
+			size_t len = strcspn(p + 1, "\"");
+
+			snprintf(word, sizeof(word), "%.*s", (int)len, p + 1);
+			p += len + 2;
+			if (p[1] == '{') {
+				size_t at = strlen(prefix);
+
+				snprintf(prefix + at, sizeof(prefix) - at,
+				    "%s.", word);
+				p++;
+				continue;
+			}
+			len = p[1] == '"' ? strcspn(p + 2, "\"") :
+			    strcspn(p + 1, ",}");
+			printf("%s%-*s %.*s\n", prefix,
+			    (int)(24 - MIN(strlen(prefix), 23)), word, (int)len,
+			    p + 1 + (p[1] == '"'));
+			p += len + 2 * (p[1] == '"');
+		} else if (*p == '}') {
+			size_t at = strlen(prefix);
+
+			while (at > 1 && prefix[at - 2] != '.')
+				at--;
+			prefix[at ? at - 1 : 0] = '\0';
+		}
+	}
+	return EXIT_SUCCESS;
+}
+
+/* The type of the file system mounted at exactly this path, into type; false
+ * if nothing is.  proc_pid_mountinfo(5); the last line of a path counts. */
+static bool
+mounted_at(const char *path, char type[64])
+{
+	FILE *f = fopen("/proc/self/mountinfo", "re");
+	char *line = NULL;
+	size_t room = 0;
+	bool found = false;
+
+	while (f && getline(&line, &room, f) > 0) {
+		char at[PATH_MAX], *dash = strstr(line, " - "), *w = at;
+
+		if (!dash || sscanf(line, "%*s %*s %*s %*s %4095s", at) != 1)
+			continue;
+		for (char *p = at; *p; p++, w++) {	/* \040 is a space */
+			unsigned c;
+
+			*w = *p;
+			if (*p == '\\' && sscanf(p + 1, "%3o", &c) == 1) {
+				*w = (char)c;
+				p += 3;
+			}
+		}
+		*w = '\0';
+		if (!strcmp(at, path)) {
+			found = true;
+			sscanf(dash + 3, "%63s", type);
+		}
+	}
+	free(line);
+	if (f)
+		fclose(f);
+	return found;
+}
+
+/* The absolute path of a mount point, which may be a dead mount: only what is
+ * above it is resolved.  Allocated, or NULL. */
+static char *
+mountpoint_path(const char *arg)
+{
+	char *whole = realpath(arg, NULL), *copy, *slash, *dir, *out = NULL;
+
+	if (whole)
+		return whole;
+	copy = strdup(arg);
+	while (copy && strlen(copy) > 1 && copy[strlen(copy) - 1] == '/')
+		copy[strlen(copy) - 1] = '\0';
+	slash = copy ? strrchr(copy, '/') : NULL;
+	if (slash)
+		*slash = '\0';
+	dir = copy ? realpath(!slash ? "." : slash == copy ? "/" : copy, NULL) :
+	    NULL;
+	if (dir)
+		out = path_join(dir, slash ? slash + 1 : copy);
+	free(dir);
+	free(copy);
+	return out;
+}
+
+/* Check the mount point, and clear a dead mount of our own.  0 or -errno
+ * after a sentence. */
+static int
+mountpoint_check(void)
+{
+	char type[64] = "", *path = mountpoint_path(conf.mountpoint);
+	struct stat st;
+	int r;
+
+	if (!path) {
+		log_error("mount point %s: %s", conf.mountpoint,
+		    strerror(errno));
+		return -ENOENT;
+	}
+	r = stat(path, &st) ? -errno : 0;
+	if (mounted_at(path, type) && !strcmp(type, "fuse.cachefs")) {
+		if (r != -ENOTCONN && r != -ECONNABORTED) {
+			log_error("mount point %s: a cachefs is already mounted "
+			    "there", path);
+			free(path);
+			return -EBUSY;
+		}
+		if (umount2(path, MNT_DETACH)) {
+			char *argv[] = { strdup("fusermount3"), strdup("-uz"),
+				path, NULL };
+			pid_t pid = fork();
+
+			if (pid == 0) {
+				execvp(argv[0], argv);
+				_exit(127);
+			}
+			waitpid(pid, NULL, 0);
+			free(argv[0]);
+			free(argv[1]);
+		}
+		log_info("mount point %s: cleared the mount of a cachefs that "
+		    "died", path);
+		r = stat(path, &st) ? -errno : 0;
+	}
+	if (!r && !S_ISDIR(st.st_mode))
+		r = -ENOTDIR;
+	if (r)
+		log_error("mount point %s: %s", conf.mountpoint, strerror(-r));
+	conf.mountpoint = path;
+	return r;
+}
+
+/* The backend's table and canonical name, by which a cache knows it.  0, or
+ * -EINVAL after a sentence. */
+static int
+backend_choose(char name[1000])
+{
+	const char *b = conf.nfs_backend;
+	char *real;
+
+	if (!strncmp(b, "nfs://", 6) || (*b != '/' && strstr(b, ":/"))) {
+		if (!bnfs_parse(b)) {
+			log_error("backend %s: is neither nfs://host[:port]/"
+			    "export nor host:/export nor a directory%s", b,
+			    strchr(b, '?') ? " (URL parameters are options "
+			    "here: nfs_version, nfs_port, ...)" : "");
+			return -EINVAL;
+		}
+		be = &bnfs_backend;
+		snprintf(name, 1000, "%s:%u%s", bnfs.host, conf.nfs_port,
+		    bnfs.export);
+		return 0;
+	}
+	be = &bdir_backend;
+	real = realpath(b, NULL);
+	snprintf(name, 1000, "%s", real ? real : b);
+	free(real);
+	return 0;
+}
+
+/* Make the kernel read ahead as configured; needs root. */
+static void
+set_readahead(void)
+{
+	char path[128];
+	struct stat st;
+	FILE *f;
+
+	if (stat(conf.mountpoint, &st))
+		return;
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb",
+	    major(st.st_dev), minor(st.st_dev));
+	f = fopen(path, "we");
+	if (!f || fprintf(f, "%" PRIu64, conf.fuse_readahead / 1024) < 0 ||
+	    fclose(f))
+		log_info("read-ahead stays at the kernel's 128K: %s: %s", path,
+		    strerror(errno));
+}
+
+/* Does the kernel take a backing file from us?  Asked once, with a file of the
+ * cache disk, so that "passthrough" in the statistics tells the truth. */
+static int
+passthrough_probe(void)
+{
+	struct obj o = { .lock = PTHREAD_MUTEX_INITIALIZER };
+	int r;
+
+	if (passthrough_on()) {
+		o.rfd = sys_openat(store.dir, "CACHEFS", O_RDONLY, 0);
+		r = obj_backing_get(&o);
+		if (r > 0)
+			obj_backing_put(&o);
+		else
+			passthrough_off = r == -EPERM ? "needs CAP_SYS_ADMIN" :
+			    r == -ELOOP ? "stacked file systems" : "refused";
+		sys_close(&o.rfd);
+	}
+	if (passthrough_off && conf.fuse_passthrough == YES) {
+		log_error("fuse_passthrough=yes, but it is off here: %s",
+		    passthrough_off);
+		return -EOPNOTSUPP;
+	}
+	if (passthrough_off)
+		log_info("passthrough is off: %s", passthrough_off);
+	return 0;
+}
+
+/* fuse_new() and fuse_mount() with our options.  0 or -errno after a
+ * sentence. */
+static int
+mount_fuse(void)
+{
+	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
+	char *opts;
+	const char *src = conf.fsname ? conf.fsname : conf.source ?
+	    conf.source : conf.nfs_backend;
+	char *esc = calloc(2, strlen(src) + 1), *w = esc;
+
+	for (; esc && *src; src++) {	/* a comma ends an option */
+		if (*src == ',' || *src == '\\')
+			*w++ = '\\';
+		*w++ = *src;
+	}
+	if (!esc || asprintf(&opts, "ro,default_permissions,subtype=cachefs,"
+	    "fsname=%s%s%s%s%s", esc, conf.fuse_allow_other ? ",allow_other" :
+	    "", conf.mount_flags & MS_NOSUID ? ",nosuid" : ",suid",
+	    conf.mount_flags & MS_NODEV ? ",nodev" : ",dev",
+	    conf.mount_flags & MS_NOEXEC ? ",noexec" : "") < 0) {
+		log_error("out of memory");
+		return -ENOMEM;
+	}
+	free(esc);
+	if (fuse_opt_add_arg(&args, "cachefs") ||
+	    fuse_opt_add_arg(&args, "-o") || fuse_opt_add_arg(&args, opts))
+		return -ENOMEM;
+	free(opts);
+	the_fuse = fuse_new(&args, &ops, sizeof(ops), NULL);
+	fuse_opt_free_args(&args);
+	if (!the_fuse) {
+		log_error("libfuse refused to start");
+		return -EIO;
+	}
+	session = fuse_get_session(the_fuse);
+	if (fuse_mount(the_fuse, conf.mountpoint)) {
+		log_error("cannot mount on %s", conf.mountpoint);
+		return -EIO;
+	}
+	return 0;
+}
+
+/* Serve until a signal or an unmount ends it.  ready: the pipe on which the
+ * waiting parent hears that the file system answers, or -1. */
+static int
+serve(int ready)
+{
+	struct stat st;
+	sigset_t set;
+	int sig, r;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	workers.main = pthread_self();
+	pthread_mutex_lock(&workers.lock);
+	r = worker_spawn_locked();
+	pthread_mutex_unlock(&workers.lock);
+	if (!r && stat(conf.mountpoint, &st))	/* answered by a worker */
+		r = -errno;
+	if (r)
+		log_error("%s does not answer: %s", conf.mountpoint,
+		    strerror(-r));
+	else
+		r = passthrough_probe();
+	if (!r) {
+		set_readahead();
+		log_info("%s mounted on %s", conf.nfs_backend, conf.mountpoint);
+		if (ready >= 0) {
+			int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+			for (int fd = 0; fd < 3; fd++)
+				dup2(null, fd);
+			sys_close(&null);
+			if (conf.log_target == 0)
+				logs.syslog = true;
+			if (write(ready, "", 1) != 1)
+				log_warn("the parent is gone");
+		}
+		while (sigwait(&set, &sig) || sig == SIGHUP)
+			;
+	}
+	workers_stop();
+	return r;
+}
+
+/* SIGUSR2 only interrupts a worker's read() of the device. */
+static void
+on_usr2(int sig)
+{
+	(void)sig;
+}
+
+/* Everything between a valid configuration and the end; in the daemon's own
+ * process.  Returns the exit status. */
+static int
+run(int ready)
+{
+	char backend[1000];
+	struct rlimit rl;
+	sigset_t all;
+	int r;
+
+	umask(077);
+	mallopt(M_ARENA_MAX, 4);
+	mallopt(M_MMAP_THRESHOLD, 4 * (int)MiB);
+	mallopt(M_TRIM_THRESHOLD, 4 * (int)MiB);
+	if (!getrlimit(RLIMIT_NOFILE, &rl)) {
+		rl.rlim_cur = rl.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &rl);
+	}
+	sigfillset(&all);		/* sigwait()ed for, or SIGUSR2 */
+	pthread_sigmask(SIG_BLOCK, &all, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	sigaction(SIGUSR2, &(struct sigaction){ .sa_handler = on_usr2 },
+	    NULL);
+	for (int i = 0; i < ASIDE_STRIPES; i++)
+		pthread_mutex_init(&aside_lock[i], NULL);
+	started_ms = now_ms();
+	if (backend_choose(backend))
+		return EXIT_USAGE;
+	r = mountpoint_check();
+	if (!r)
+		r = store_open(backend);
+	if (!r)
+		r = be->start();
+	if (!r)
+		r = pool_start(conf.buffer_memory, conf.cache_block_size);
+	if (!r)
+		r = exec_start();
+	if (!r)
+		r = fill_start();
+	if (!r)
+		r = store_start();
+	if (!r)
+		r = mount_fuse();
+	if (!r) {
+		r = serve(ready);
+		fuse_unmount(the_fuse);
+	}
+	stopping = true;
+	if (the_fuse)
+		fuse_destroy(the_fuse);
+	fill_stop();
+	be->stop();
+	if (exec.ntid)
+		exec_stop();
+	while (pool.base && fetch_reclaim())
+		;
+	store_stop();
+	pool_stop();
+	return r ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* Fork the daemon and wait until it answers or ends.  The exit status. */
+static int
+daemonize(void)
+{
+	int p[2], status;
+	char byte;
+	pid_t pid;
+
+	if (pipe2(p, O_CLOEXEC)) {
+		log_error("pipe: %s", strerror(errno));
+		return EXIT_FAILURE;
+	}
+	pid = fork();
+	if (pid < 0) {
+		log_error("fork: %s", strerror(errno));
+		return EXIT_FAILURE;
+	}
+	if (pid == 0) {
+		close(p[0]);
+		setsid();
+		if (chdir("/"))
+			log_warn("chdir: %s", strerror(errno));
+		exit(run(p[1]));
+	}
+	close(p[1]);
+	if (read(p[0], &byte, 1) == 1)
+		return EXIT_SUCCESS;
+	if (waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
+	    WEXITSTATUS(status))
+		return WEXITSTATUS(status);
+	log_error("the daemon ended unexpectedly");
+	return EXIT_FAILURE;
+}
+
+/* Parse the command line into conf: the file first, then -o over it, wherever
+ * they stand.  -1 = go on; else the exit status. */
+static int
+parse_args(int argc, char **argv)
+{
+	const char *file = NULL;
+	int c, r = 0;
+
+	while ((c = getopt(argc, argv, "c:o:dfhVnsv")) != -1) {
+		if (c == 'c')
+			file = optarg;
+		else if (c == 'h' || c == 'V') {
+			if (c == 'h')
+				usage(stdout);
+			else
+				printf("cachefs %s\n", CACHEFS_VERSION);
+			return fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
+		} else if (c == '?') {
+			fprintf(stderr, "Try 'cachefs -h'.\n");
+			return EXIT_USAGE;
+		}
+	}
+	if (file)
+		r = conf_ini(&conf, file);
+	optind = 1;
+	while (!r && (c = getopt(argc, argv, "c:o:dfhVnsv")) != -1) {
+		if (c == 'o')
+			r = conf_options(&conf, optarg);
+		conf.debug |= c == 'd';
+		conf.foreground |= c == 'f';
+	}
+	if (!r && (argc - optind < 1 || argc - optind > 2)) {
+		log_error(argc - optind < 1 ? "no mount point given" :
+		    "too many arguments");
+		fprintf(stderr, "Try 'cachefs -h'.\n");
+		return EXIT_USAGE;
+	}
+	if (!r) {
+		conf.mountpoint = argv[argc - 1];
+		conf.source = argc - optind == 2 ? argv[optind] : NULL;
+		if (conf.source && !conf.nfs_backend &&
+		    !(conf.nfs_backend = strdup(conf.source)))
+			r = -ENOMEM;
+	}
+	if (!r)
+		r = conf_check(&conf);
+	return r ? EXIT_USAGE : -1;
+}
+
+#ifndef CACHEFS_NO_MAIN
+int
+main(int argc, char **argv)
+{
+	static const char *const later[] = { "ls", "warm", "evict", "pin",
+		"unpin", "verify", "check", NULL };
+	char *real;
+	int r;
+
+	if (argc > 1 && !strcmp(argv[1], "stats"))
+		return cmd_stats(argc - 1, argv + 1);
+	for (int i = 0; argc > 1 && later[i]; i++)
+		if (!strcmp(argv[1], later[i])) {
+			log_error("the subcommand %s is not supported yet",
+			    argv[1]);
+			return EXIT_USAGE;
+		}
+	if (conf_defaults(&conf)) {
+		log_error("out of memory");
+		return EXIT_FAILURE;
+	}
+	r = parse_args(argc, argv);
+	if (r >= 0)
+		return r;
+	logs.level = conf.debug ? LOG_DBG : (int)conf.log_level;
+	logs.syslog = conf.log_target == 2;
+	/* the daemon changes its directory */
+	real = realpath(conf.cache_dir, NULL);
+	if (!real && *conf.cache_dir != '/')
+		real = mountpoint_path(conf.cache_dir);
+	if (real)
+		conf.cache_dir = real;
+	real = mountpoint_path(conf.mountpoint);
+	if (real)
+		conf.mountpoint = real;
+	if (*conf.nfs_backend != '/' && (real = realpath(conf.nfs_backend, NULL)))
+		conf.nfs_backend = real;
+	return conf.foreground ? run(-1) : daemonize();
+}
+#endif
+
+/* === main =================================================== End === */

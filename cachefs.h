@@ -1,0 +1,273 @@
+/*
+ * cachefs.h - constants, the on-disk format and the core structures of
+ * cachefs, for a reader who wants the data before the code.
+ *
+ * Lock keys on structure fields: [I] immutable after creation, [a] atomic,
+ * [o] owner thread only, else the letter of the lock that guards the field:
+ * [n] names.lock, [s] store.lock, [b] the object's lock, [p] pool.lock.
+ */
+#ifndef CACHEFS_H
+#define CACHEFS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define CACHEFS_VERSION "0.1.0"
+
+#define KiB ((uint64_t)1 << 10)
+#define MiB ((uint64_t)1 << 20)
+#define GiB ((uint64_t)1 << 30)
+#define TiB ((uint64_t)1 << 40)
+
+#define EXIT_USAGE	2		/* wrong usage or configuration */
+#define DIO_ALIGN	4096u		/* O_DIRECT: memory, offset, length */
+#define IO_MAX		(1u * MiB)	/* largest READ and cache write */
+#define CONN_MAX	64		/* nfs_connections */
+#define CONN_WINDOW	8		/* prefetch READs in flight per connection */
+#define NFS_FHSIZE	64		/* NFS3_FHSIZE, RFC 1813 2.4 */
+#define NAMES_MAX	32768		/* names remembered without open files */
+#define TOKENS		4096		/* LOOKUPs remembered for their OPENs */
+#define TOKEN_MS	100		/* an OPEN this soon belongs to its LOOKUP */
+#define RETRY_MS	10000		/* the same for the kernel's ESTALE retry */
+#define ASIDE_PREFIX	"/.cachefs-aside."
+#define CTL_DIR		"/.cachefs"
+#define CTL_STATS	"/.cachefs/stats"
+
+/*
+ * On disk.  All little-endian.  A cache directory holds
+ *	CACHEFS			struct disk_super
+ *	lock			flock'd by the daemon, its pid as text
+ *	objects/xx/KEY		data: sparse, exactly as long as the server's
+ *	objects/xx/KEY.idx	struct disk_index, then body
+ * KEY is 16 hex digits of fsid and 16 of fileid, xx the low byte of the
+ * xxh3 of these.  The index file's mtime is the time of last use.
+ */
+#define DISK_VERSION	1u
+#define SUPER_MAGIC	"CACHEFS\n"
+#define INDEX_MAGIC	"CFSINDX\n"
+
+struct disk_super {
+	char magic[8];
+	uint32_t version;
+	uint32_t size;			/* of this structure */
+	char backend[1008];		/* canonical name, NUL padded */
+	uint64_t xxh3;			/* of all before it */
+};
+_Static_assert(sizeof(struct disk_super) == 1032, "on-disk format");
+
+/* What tells one version of one file from all others. */
+struct version {
+	uint64_t fsid, fileid;		/* the file */
+	uint64_t size;			/* the validator: bytes, */
+	int64_t mtime, ctime;		/* nanoseconds since the epoch */
+};
+_Static_assert(sizeof(struct version) == 40, "on-disk format");
+
+#define IDX_COMPLETE	1u		/* no bitmap in the body: all present */
+#define IDX_SUMS	2u		/* the body ends with the checksums */
+#define IDX_PINNED	4u
+
+struct disk_index {
+	char magic[8];
+	uint32_t version;
+	uint32_t size;			/* of this structure */
+	struct version ver;
+	uint32_t block_size;		/* unit of the bitmap, bytes */
+	uint32_t flags;			/* IDX_* */
+	uint64_t blocks;		/* in the file */
+	uint64_t present;		/* of them in the cache */
+	uint64_t body_size;		/* bytes after this structure */
+	uint64_t body_xxh3;
+	uint64_t reserved[3];
+	uint64_t xxh3;			/* of all before it in this structure */
+};
+_Static_assert(sizeof(struct disk_index) == 128, "on-disk format");
+
+/* Configuration: one field per option; immutable once main validated it. */
+enum tri { NO, YES, AUTO };
+enum consistency { CONS_STRICT, CONS_OPEN, CONS_TTL, CONS_IMMUTABLE };
+
+struct amount {				/* bytes, or a share of the disk */
+	uint64_t bytes;
+	double percent;			/* used when > 0 */
+};
+
+struct conf {
+	char *nfs_backend;
+	unsigned nfs_version;		/* 0 = auto */
+	unsigned nfs_port, nfs_mount_port, nfs_connections, nfs_timeout;
+	int64_t nfs_uid, nfs_gid;	/* -1 = the daemon's */
+	char *cache_dir;
+	struct amount cache_size, cache_min_free;
+	uint64_t cache_block_size;
+	unsigned cache_fill;		/* percent */
+	unsigned cache_eviction, cache_consistency, cache_ttl;
+	uint64_t cache_min_file_size, cache_max_file_size;
+	char *cache_include, *cache_exclude;
+	unsigned cache_checksum, cache_offline, cache_offline_max_age;
+	unsigned use_io_uring, queue_depth, polling_mode, sq_poll_idle_ms;
+	unsigned io_poll, fixed_buffers, use_hugepages, direct_io, splice;
+	uint64_t buffer_memory;
+	unsigned fuse_allow_other, fuse_passthrough, fuse_io_uring;
+	unsigned fuse_threads;
+	double fuse_attr_timeout, fuse_entry_timeout, fuse_negative_timeout;
+	uint64_t fuse_readahead;
+	unsigned log_level, log_target;
+	/* not options of the table */
+	char *source, *mountpoint, *fsname;
+	unsigned foreground, debug, mount_flags;
+};
+
+/* A file as the server shows it. */
+struct attr {
+	struct version ver;
+	uint64_t used, rdev;		/* bytes; makedev(3) */
+	int64_t atime;
+	uint32_t mode, nlink, uid, gid;
+};
+
+/* The server's handle of a file; empty where a backend goes by path. */
+struct handle {
+	uint8_t len, data[NFS_FHSIZE];
+};
+
+struct dirent_plus {
+	char *name;
+	struct attr attr;
+	bool have_attr;
+};
+
+struct dirlist {
+	struct dirent_plus *v;
+	size_t n, room;
+};
+
+/* One I/O on the cache disk.  Owned by the executor from exec_submit()
+ * until done() is called, in an executor thread that must not block. */
+struct exec_req {
+	enum { EXEC_READ, EXEC_WRITE } op;
+	int fd;
+	char *buf;
+	size_t len, did;		/* asked for; done so far */
+	uint64_t off;
+	int res;			/* bytes or -errno, set before done() */
+	void (*done)(struct exec_req *);
+	struct exec_req *next;		/* executor's */
+};
+
+struct obj;
+struct bfile;
+
+/*
+ * A READ on its way from the server to its readers and to the cache file.
+ * One per run of absent blocks; every reader of these shares it.
+ */
+enum fetch_state { F_QUEUED, F_ARRIVED, F_KEPT, F_FAILED };
+enum fetch_prio { PRIO_META, PRIO_DEMAND, PRIO_AHEAD, PRIO_FILL, PRIO_N };
+
+struct fetch {
+	struct obj *o;			/* [I] holds a reference */
+	struct fetch *next;		/* [b] bucket of o->tab */
+	struct fetch *qnext;		/* backend's queue */
+	struct fetch *older, *newer;	/* [p] list of kept buffers */
+	uint64_t off;			/* [I] byte offset, block aligned */
+	size_t len, room;		/* [I] bytes to fetch; of buffer */
+	char *buf;			/* [I] pool memory */
+	size_t got;			/* [o] backend: bytes so far */
+	size_t used;			/* [b] bytes copied out to readers */
+	enum fetch_state state;		/* [b] */
+	_Atomic enum fetch_prio prio;	/* [a] at birth; readers may raise it */
+	int err;			/* [b] -errno when F_FAILED */
+	int refs;			/* [b] readers waiting or copying */
+	bool store;			/* [I] space is reserved: goes to disk */
+	bool listed;			/* [p] on the list of kept buffers */
+	uint64_t born;			/* [I] now_us() */
+	bool born_ahead, born_fill;	/* [I] counted in o->ahead, o->fills */
+	struct exec_req er;		/* the cache write */
+	uint64_t sums[];		/* [o] checksum of each block */
+};
+
+#define OBJ_BUCKETS 64
+
+/* One version of one file, alive while anything uses it. */
+struct obj {
+	struct obj *next;		/* [s] table chain */
+	struct attr attr;		/* [I] */
+	uint32_t bs;			/* [I] block size on disk */
+	uint64_t nblk;			/* [I] */
+	int refs;			/* [s] */
+	bool loading;			/* [s] */
+	_Atomic bool superseded;		/* [a] no longer the current version */
+	_Atomic bool complete;			/* [a] never goes back */
+	_Atomic bool pinned;			/* [a] */
+	const char *_Atomic bypass;		/* [a] why it is not cached, or NULL */
+	pthread_mutex_t lock;		/* below: may not hold it across I/O */
+	pthread_cond_t cond;		/* a fetch changed state */
+	int rfd, wfd;			/* [b] data: buffered; O_DIRECT or -1 */
+	uint64_t *map;			/* [b] blocks present */
+	uint64_t *sums;			/* [b] their checksums, or NULL */
+	uint64_t present;		/* [b] bits set in map */
+	struct fetch **tab;		/* [b] OBJ_BUCKETS, when first needed */
+	unsigned nfetch;		/* [b] fetches in tab */
+	struct bfile *bf;		/* [b] open on the server */
+	_Atomic bool gone;			/* [b] server has another version now */
+	int backing_id, backing_users;	/* [b] passthrough */
+	unsigned ahead, fills;		/* [b] such fetches in flight */
+	struct obj *fill_next;		/* fill.lock: queue */
+	_Atomic bool filling;			/* fill.lock */
+	uint64_t fill_pos;		/* [o] filler: next block to look at */
+	bool dirty;			/* ckpt.lock: on the list */
+	struct obj *dirty_next;		/* ckpt.lock */
+	uint64_t saved;			/* [o] checkpointer: present then */
+	uint64_t saved_ms;		/* [o] checkpointer: when */
+};
+
+/* The registry of what lies on the cache disk; small, one per object. */
+struct ent {
+	struct ent *next;		/* [s] */
+	struct ent *older, *newer;	/* [s] by last use */
+	uint64_t fsid, fileid;		/* [I] */
+	uint64_t bytes;			/* [s] allocated and reserved */
+	uint32_t live;			/* [s] objs in memory: not evictable */
+	bool pinned, complete;		/* [s] */
+	int64_t used_at;		/* [s] seconds since the epoch */
+};
+
+/* A name the kernel may know: one per path, as libfuse's own nodes. */
+enum mode { M_NONE, M_BUFFERED, M_PASSTHROUGH };
+
+struct name {
+	struct name *next;		/* [n] */
+	struct name *older, *newer;	/* [n] */
+	char *path;			/* [n] */
+	char *origin;			/* [n] set aside: the path it had */
+	struct attr attr;		/* [n] latest validated */
+	struct handle fh;		/* [n] */
+	uint64_t asked, answered;	/* [n] us: when attr was validated */
+	struct version told;		/* [n] version the kernel's inode shows */
+	struct version pages;		/* [n] version of its cached pages */
+	uint32_t seq;			/* [n] counts changes of told */
+	struct obj *obj;		/* [n] version held by the open files */
+	unsigned opens;			/* [n] */
+	enum mode mode;			/* [n] of these opens */
+};
+
+/* Where files come from. Every call may block its thread until the server
+ * answered or nfs_timeout passed; all return 0 or -errno, -EHOSTDOWN for
+ * an unreachable server.  Paths are absolute below the backend. */
+struct backend {
+	const char *name;
+	int (*start)(void);		/* logs why not */
+	void (*stop)(void);
+	int (*getattr)(const char *path, struct attr *, struct handle *);
+	int (*open)(struct obj *, const char *path, struct attr *now);
+	void (*close)(struct bfile *);
+	void (*read)(struct fetch *);	/* ends in fetch_arrived() */
+	void (*raise)(struct fetch *);	/* its prio is PRIO_DEMAND now */
+	int (*readdir)(const char *path, struct dirlist *);
+	int (*readlink)(const char *path, char *buf, size_t size);
+	int (*statfs)(struct statvfs *);
+};
+
+#endif /* CACHEFS_H */

@@ -1,0 +1,540 @@
+#!/usr/bin/env bats
+# What stays: the cache over restarts and crashes, and each version of a file
+# for whom has it open.
+# Each test is a subshell of its own with errexit on; helpers read its variables.
+# shellcheck disable=SC2010,SC2012,SC2016,SC2030,SC2031,SC2034,SC2164,SC2317
+
+load helpers
+
+cache_file() { # FILE
+	same "$EXPORT/$1" "$MNT/$1"
+	wait_complete "$MNT/$1"
+	wait_quiet
+}
+
+# A new version of FILE on the server, under the same inode; and under a new one.
+rewrite() { # FILE SIZE SEED
+	make_file "$WORK/${1##*/}" "$2" "$3"
+	cat "$WORK/${1##*/}" >"$EXPORT/$1"
+}
+
+replace() { # FILE SIZE SEED
+	make_file "$WORK/${1##*/}" "$2" "$3"
+	cp "$WORK/${1##*/}" "$EXPORT/.new"
+	mv "$EXPORT/.new" "$EXPORT/$1"
+}
+
+# ------------------------------------------------------------ restarts
+
+still_warm() {
+	same "$EXPORT/f" "$MNT/f"
+	same "$EXPORT/g" "$MNT/g"
+	[ "$(stat_of backend_read_bytes)" = 0 ]
+}
+
+@test "the cache is warm after a remount, by every backend" {
+	make_file "$EXPORT/f" 20000001
+	make_file "$EXPORT/g" 10000
+	for KIND in v3 v4 dir; do
+		CACHE=$WORK/cache.$KIND
+		start_kind "$KIND"
+		cache_file f
+		cache_file g
+		stop_cachefs
+		drop_caches
+		start_kind "$KIND"
+		[ "$(state_of "$MNT/f")" = complete ]
+		still_warm
+		stop_cachefs
+	done
+}
+
+@test "a complete file is passthrough at its first open after a remount" {
+	make_file "$EXPORT/f" 4M
+	start_nfs
+	start_cachefs
+	need passthrough
+	cache_file f
+	stop_cachefs
+	start_cachefs
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of opens_passthrough)" = 1 ]
+	[ "$(stat_of hit_bytes)" = 0 ]
+}
+
+@test "a half cached file is still half cached after a remount" {
+	make_file "$EXPORT/f" 32M
+	start_nfs
+	start_cachefs cache_fill=100 cache_block_size=256K
+	head -c 8M "$MNT/f" >/dev/null
+	wait_quiet
+	cached=$(cached_of "$MNT/f")
+	[ "$cached" -ge $((8 << 20)) ]
+	stop_cachefs
+	start_cachefs cache_fill=100 cache_block_size=256K
+	[ "$(cached_of "$MNT/f")" = "$cached" ]
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of backend_read_bytes)" -le $(((32 << 20) - cached)) ]
+}
+
+@test "the cache is warm after kill -9, and the next start cleans the dead mount" {
+	make_file "$EXPORT/f" 20000001
+	make_file "$EXPORT/g" 10000
+	start_nfs
+	start_cachefs
+	cache_file f
+	cache_file g
+	kill_cachefs KILL
+	is_mounted
+	not ls "$MNT"
+	start_cachefs
+	[ "$(grep -cF " $MNT " /proc/self/mountinfo)" = 1 ]
+	still_warm
+}
+
+@test "the daemonizing form cleans a dead mount of its own, too" {
+	make_file "$EXPORT/f" 1M
+	start_nfs
+	mount_cachefs
+	cache_file f
+	kill_cachefs KILL
+	is_mounted
+	mount_cachefs
+	same "$EXPORT/f" "$MNT/f"
+}
+
+@test "kill -9 at any moment of a fill leaves right bytes" {
+	make_file "$EXPORT/f" 64M
+	start_nfs
+	start_proxy -r 800
+	fetched() { [ "$(stat_of backend_read_bytes)" -ge "$1" ]; }
+	for mib in 1 5 11 23 40; do
+		start_cachefs cache_block_size=256K
+		background cat "$MNT/f" >/dev/null 2>&1
+		reader=$!
+		wait_until 30 fetched $((mib << 20))
+		kill_cachefs KILL
+		wait "$reader" || :
+		start_cachefs cache_block_size=256K
+		same "$EXPORT/f" "$MNT/f"
+		wait_complete "$MNT/f"
+		drop_caches
+		same "$EXPORT/f" "$MNT/f"
+		stop_cachefs
+		rm -rf "$CACHE"
+	done
+}
+
+@test "what was fetched some seconds before kill -9 is not lost" {
+	make_file "$EXPORT/f" 64M
+	start_nfs
+	start_cachefs cache_fill=100
+	head -c 32M "$MNT/f" >/dev/null
+	wait_quiet
+	# The index is on disk when it stops changing: nothing tells us sooner.
+	wait_until 30 index_settled
+	kill_cachefs KILL
+	start_cachefs cache_fill=100
+	[ "$(cached_of "$MNT/f")" -ge $((31 << 20)) ]
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of backend_read_bytes)" -le $((33 << 20)) ]
+}
+
+# No index file younger than ten seconds, and there is one.
+index_settled() {
+	[ -n "$(find "$CACHE/objects" -name '*.idx')" ] &&
+		[ -z "$(find "$CACHE/objects" -name '*.idx' -newermt '-10 seconds')" ]
+}
+
+# ------------------------------------------------------------ damage
+
+# Do CMD to every index, behind a stopped daemon's back.
+damage() { # CMD...: "{}" is the index
+	[ -n "$(find "$CACHE/objects" -name '*.idx')" ]
+	# shellcheck disable=SC2150	# each CMD is a program
+	find "$CACHE/objects" -name '*.idx' -exec "$@" \;
+}
+
+survives_damage() { # CMD...
+	start_cachefs
+	cache_file f
+	cache_file g
+	stop_cachefs
+	damage "$@"
+	start_cachefs
+	same "$EXPORT/f" "$MNT/f"
+	same "$EXPORT/g" "$MNT/g"
+	[ "$(stat_of backend_read_bytes)" -ge 5000001 ]
+	wait_complete "$MNT/f"
+	stop_cachefs
+}
+
+@test "a torn, garbled, empty or missing index is dropped with its data" {
+	make_file "$EXPORT/f" 5000001
+	make_file "$EXPORT/g" 100
+	start_nfs
+	survives_damage truncate -s 50 {}
+	survives_damage truncate -s 0 {}
+	survives_damage dd if=/dev/urandom of={} bs=64 count=1 conv=notrunc status=none
+	survives_damage rm {}
+}
+
+@test "any single flipped byte of an index is noticed" {
+	make_file "$EXPORT/f" 300000
+	start_nfs
+	start_cachefs cache_block_size=64K
+	cache_file f
+	stop_cachefs
+	idx=$(find "$CACHE/objects" -name '*.idx')
+	cp "$idx" "$WORK/good.idx"
+	data=${idx%.idx}
+	cp "$data" "$WORK/good.data"
+	size=$(stat -c %s "$idx")
+	for ((at = 0; at < size; at += size / 12 + 1)); do
+		cp "$WORK/good.idx" "$idx"
+		cp "$WORK/good.data" "$data"
+		python3 - "$idx" "$at" <<-'END'
+			import sys
+			with open(sys.argv[1], "r+b") as f:
+			    f.seek(int(sys.argv[2]))
+			    c = f.read(1)[0]
+			    f.seek(int(sys.argv[2]))
+			    f.write(bytes([c ^ 0x41]))
+		END
+		start_cachefs cache_block_size=64K
+		same "$EXPORT/f" "$MNT/f"
+		[ "$(stat_of backend_read_bytes)" -ge 300000 ] ||
+			fail "byte $at of $size of the index does not matter"
+		stop_cachefs
+		find "$CACHE/objects" -type f -delete
+	done
+}
+
+@test "an index without its data, or with data of another length, is dropped" {
+	make_file "$EXPORT/f" 5000001
+	start_nfs
+	for cmd in 'rm "$1"' 'truncate -s 1000000 "$1"' 'truncate -s +4096 "$1"'; do
+		start_cachefs
+		cache_file f
+		stop_cachefs
+		find "$CACHE/objects" -type f ! -name '*.idx' -exec sh -c "$cmd" - {} \;
+		start_cachefs
+		same "$EXPORT/f" "$MNT/f"
+		[ "$(stat_of backend_read_bytes)" -ge 5000001 ]
+		stop_cachefs
+	done
+}
+
+@test "a damaged block is found by verify, refetched, and counted" {
+	make_file "$EXPORT/f" 4M
+	start_nfs
+	start_cachefs
+	cache_file f
+	stop_cachefs
+	data=$(find "$CACHE/objects" -type f ! -name '*.idx')
+	printf X | dd of="$data" bs=1 seek=1234567 conv=notrunc status=none
+	start_cachefs
+	"$CACHEFS" verify "$MNT/f" >"$WORK/out" 2>&1 || :
+	grep -qF "$MNT/f" "$WORK/out"
+	[ "$(stat_of checksum_errors)" -ge 1 ]
+	wait_complete "$MNT/f"
+	drop_caches
+	same "$EXPORT/f" "$MNT/f"
+	"$CACHEFS" verify "$MNT/f"
+}
+
+@test "a damaged block is found by a buffered read, which gives the right bytes" {
+	make_file "$EXPORT/f" 4M
+	start_nfs
+	start_cachefs fuse_passthrough=no
+	cache_file f
+	stop_cachefs
+	data=$(find "$CACHE/objects" -type f ! -name '*.idx')
+	printf X | dd of="$data" bs=1 seek=1234567 conv=notrunc status=none
+	start_cachefs fuse_passthrough=no
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of checksum_errors)" -ge 1 ]
+	[ "$(stat_of backend_read_bytes)" -gt 0 ]
+	[ "$(stat_of backend_read_bytes)" -lt $((4 << 20)) ]
+}
+
+# ------------------------------------------------------------ whose cache
+
+@test "another backend's cache is refused and not wiped" {
+	make_file "$EXPORT/f" 1M
+	mkdir "$WORK/other"
+	make_file "$WORK/other/f" 1M other
+	BACKEND=$EXPORT start_cachefs
+	cache_file f
+	stop_cachefs
+	(cd "$CACHE" && find . -type f -exec md5sum {} + | sort) >"$WORK/before"
+	refuses 1 "$CACHE" -- -o "nfs_backend=$WORK/other,cache_dir=$CACHE" "$MNT"
+	(cd "$CACHE" && find . -type f -exec md5sum {} + | sort) >"$WORK/after"
+	grep -v /lock "$WORK/before" >"$WORK/a"
+	grep -v /lock "$WORK/after" >"$WORK/b"
+	same "$WORK/a" "$WORK/b"
+	BACKEND=$EXPORT start_cachefs
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of backend_read_bytes)" = 0 ]
+}
+
+@test "a cache of a newer or unreadable format is refused and not wiped" {
+	make_file "$EXPORT/f" 1M
+	BACKEND=$EXPORT start_cachefs
+	cache_file f
+	stop_cachefs
+	cp "$CACHE/CACHEFS" "$WORK/label"
+	head -c 3000 /dev/urandom >"$CACHE/CACHEFS"
+	refuses 1 "$CACHE" -- -o "nfs_backend=$EXPORT,cache_dir=$CACHE" "$MNT"
+	[ "$(find "$CACHE/objects" -type f | wc -l)" = 2 ]
+	cp "$WORK/label" "$CACHE/CACHEFS"
+	BACKEND=$EXPORT start_cachefs
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of backend_read_bytes)" = 0 ]
+}
+
+@test "all names of a file share one cached object" {
+	make_file "$EXPORT/f" 4M
+	for KIND in v3 dir; do
+		CACHE=$WORK/cache.$KIND
+		start_kind "$KIND"
+		cache_file f
+		mkdir "$EXPORT/d"
+		mv "$EXPORT/f" "$EXPORT/d/moved"
+		ln "$EXPORT/d/moved" "$EXPORT/linked"
+		# Both change the ctime, and with it the validator: one more
+		# fetch is honest, two are not.
+		wait_until 5 test -e "$MNT/linked"
+		same "$EXPORT/linked" "$MNT/linked"
+		wait_complete "$MNT/linked"
+		bytes=$(stat_of backend_read_bytes)
+		same "$EXPORT/d/moved" "$MNT/d/moved"
+		[ "$(stat_of backend_read_bytes)" = "$bytes" ]
+		[ "$(stat_of objects)" = 1 ]
+		stop_cachefs
+		mv "$EXPORT/d/moved" "$EXPORT/f"
+		rm -r "$EXPORT/linked" "$EXPORT/d"
+	done
+}
+
+# ------------------------------------------------------------ versions
+
+next_open_sees_it() {
+	make_file "$EXPORT/f" 3M
+	cache_file f
+	rewrite f 3M two
+	same "$EXPORT/f" "$MNT/f"
+	cache_file f
+	replace f 3M three
+	same "$EXPORT/f" "$MNT/f"
+	cache_file f
+	truncate -s 1234567 "$EXPORT/f"
+	same "$EXPORT/f" "$MNT/f"
+	cache_file f
+	make_file "$EXPORT/f" 5000001 four
+	same "$EXPORT/f" "$MNT/f"
+	cache_file f
+	printf more >>"$EXPORT/f"
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(tail -c 4 "$MNT/f")" = more ]
+	truncate -s 0 "$EXPORT/f"
+	[ "$(wc -c <"$MNT/f")" = 0 ]
+	[ "$(cat "$MNT/f")" = '' ]
+	[ "$(stat_of invalidated)" -ge 5 ]
+}
+
+@test "a file rewritten, replaced, truncated, grown is seen at the next open, by every backend" {
+	each_backend next_open_sees_it
+}
+
+@test "a change of one byte with size and mtime as before is seen at the next open" {
+	make_file "$EXPORT/f" 3M
+	touch -d '2020-01-01 00:00:00 UTC' "$EXPORT/f"
+	start_nfs
+	start_cachefs
+	cache_file f
+	printf X | dd of="$EXPORT/f" bs=1 seek=1500000 conv=notrunc status=none
+	touch -d '2020-01-01 00:00:00 UTC' "$EXPORT/f"
+	same "$EXPORT/f" "$MNT/f"
+}
+
+@test "a file changed while nothing was mounted is not served as it was" {
+	make_file "$EXPORT/f" 3M
+	start_nfs
+	start_cachefs
+	cache_file f
+	stop_cachefs
+	rewrite f 3M two
+	start_cachefs
+	same "$EXPORT/f" "$MNT/f"
+}
+
+old_version_stays() { # HOW (rewrite or replace)
+	make_file "$EXPORT/f" 3M
+	cp "$EXPORT/f" "$WORK/one"
+	cache_file f
+	exec {old}<"$MNT/f"
+	head -c 1000000 <&"$old" | cmp - <(head -c 1000000 "$WORK/one")
+	"$1" f 4M two
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat -L -c %s "/proc/self/fd/$old")" = $((3 << 20)) ]
+	# The whole of it by the old descriptor, from the front again.
+	python3 - "$old" "$WORK/one" <<-'END'
+		import os, sys
+		fd, want = int(sys.argv[1]), open(sys.argv[2], "rb").read()
+		for off in range(0, len(want) + 1, 100000):
+		    assert os.pread(fd, 100000, off) == want[off:off + 100000], off
+		assert os.pread(fd, 10, len(want)) == b""
+		assert os.fstat(fd).st_size == len(want)
+	END
+	exec {old}<&-
+	same "$EXPORT/f" "$MNT/f"
+}
+
+@test "an old descriptor keeps the whole old version that was cached" {
+	start_nfs
+	start_cachefs
+	old_version_stays replace
+	old_version_stays rewrite
+}
+
+@test "an old mapping keeps the whole old version that was cached" {
+	make_file "$EXPORT/f" 3M
+	cp "$EXPORT/f" "$WORK/one"
+	start_nfs
+	start_cachefs
+	cache_file f
+	coproc MAPPER { python3 -c '
+import mmap, sys
+with open(sys.argv[1], "rb") as f:
+    m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+print("mapped", m[0], flush=True)
+sys.stdin.readline()
+sys.exit(m[:] != open(sys.argv[2], "rb").read())' "$MNT/f" "$WORK/one"; }
+	pid=$MAPPER_PID
+	read -r -u "${MAPPER[0]}" -t $((30 * SLOW)) line
+	[[ $line == mapped* ]]
+	replace f 2M two
+	same "$EXPORT/f" "$MNT/f"
+	drop_caches
+	echo >&"${MAPPER[1]}"
+	wait "$pid"
+}
+
+@test "two versions are never mixed in one descriptor, cached or not" {
+	make_file "$EXPORT/f" 32M
+	cp "$EXPORT/f" "$WORK/one"
+	start_nfs
+	start_cachefs cache_fill=100
+	exec {old}<"$MNT/f"
+	head -c 1000000 <&"$old" | cmp - <(head -c 1000000 "$WORK/one")
+	replace f 32M two
+	# What was not cached of the old one is gone: its bytes or an error.
+	python3 - "$old" "$WORK/one" <<-'END'
+		import errno, os, sys
+		fd, want = int(sys.argv[1]), open(sys.argv[2], "rb").read()
+		for off in range(0, len(want), 1 << 20):
+		    try:
+		        got = os.pread(fd, 1 << 20, off)
+		    except OSError as e:
+		        assert e.errno in (errno.ESTALE, errno.EIO), e
+		    else:
+		        assert got == want[off:off + (1 << 20)], off
+	END
+	exec {old}<&-
+	same "$EXPORT/f" "$MNT/f"
+}
+
+@test "a file that changes while it is filled is never kept as fresh" {
+	make_file "$EXPORT/f" 32M
+	start_nfs
+	start_proxy -r 200
+	start_cachefs
+	background cat "$MNT/f" >/dev/null 2>&1
+	reader=$!
+	fetched() { [ "$(stat_of backend_read_bytes)" -ge "$1" ]; }
+	wait_until 30 fetched $((8 << 20))
+	rewrite f 32M two
+	wait "$reader" || :		# may have met ESTALE
+	wait_quiet
+	drop_caches
+	same "$EXPORT/f" "$MNT/f"
+	cache_file f
+	same "$EXPORT/f" "$MNT/f"
+}
+
+versions_held() { # HOW
+	local v fds=() fd size
+	for v in 1 2 3 4 5 6 7 8; do
+		size=$((1000000 + v * 77777))
+		"$1" f "$size" "v$v"
+		cp "$EXPORT/f" "$WORK/v$v"
+		same "$EXPORT/f" "$MNT/f"
+		wait_complete "$MNT/f"
+		exec {fd}<"$MNT/f"
+		fds[v]=$fd
+	done
+	for v in 5 1 8 3 2 7 4 6; do
+		[ "$(stat -L -c %s "/proc/self/fd/${fds[v]}")" = "$(stat -c %s "$WORK/v$v")" ]
+		cmp "$WORK/v$v" - <&"${fds[v]}"
+	done
+	drop_caches
+	for v in 1 2 3 4 5 6 7 8; do
+		python3 - "${fds[v]}" "$WORK/v$v" <<-'END'
+			import os, sys
+			fd, want = int(sys.argv[1]), open(sys.argv[2], "rb").read()
+			assert os.pread(fd, len(want) + 1, 0) == want
+		END
+		fd=${fds[v]}
+		exec {fd}<&-
+	done
+}
+
+@test "eight versions of a file held open at once each give their own bytes" {
+	start_nfs
+	start_cachefs
+	versions_held replace
+	rm "$EXPORT/f"
+	versions_held rewrite
+}
+
+@test "of many versions held open at once each is passthrough" {
+	start_nfs
+	start_cachefs
+	need passthrough
+	make_file "$EXPORT/f" 1M
+	cache_file f
+	exec {fd}<"$MNT/f"
+	fds=("$fd")
+	for v in 1 2 3 4 5; do
+		replace f 1M "v$v"
+		same "$EXPORT/f" "$MNT/f"
+		wait_complete "$MNT/f"
+		wait_quiet
+		opens=$(stat_of opens_passthrough)
+		exec {fd}<"$MNT/f"
+		fds+=("$fd")
+		[ "$(stat_of opens_passthrough)" = $((opens + 1)) ]
+		served=$(jq -c '[.hit_bytes, .miss_bytes]' "$MNT/.cachefs/stats")
+		cmp "$EXPORT/f" - <&"$fd"
+		[ "$(jq -c '[.hit_bytes, .miss_bytes]' "$MNT/.cachefs/stats")" = "$served" ]
+	done
+	[ "$(stat_of set_aside)" -ge 5 ]
+	for fd in "${fds[@]}"; do
+		exec {fd}<&-
+	done
+}
+
+@test "a removed file is gone at the next open, and an old descriptor reads on" {
+	make_file "$EXPORT/f" 3M
+	cp "$EXPORT/f" "$WORK/one"
+	start_nfs
+	start_cachefs
+	cache_file f
+	exec {old}<"$MNT/f"
+	rm "$EXPORT/f"
+	not cat "$MNT/f" 2>"$WORK/err"
+	grep -q 'No such file' "$WORK/err"
+	cmp "$WORK/one" - <&"$old"
+	exec {old}<&-
+}

@@ -1,0 +1,103 @@
+#!/bin/bash
+# run-tests.sh BINARY [BATS-FILE...]: the unit tests, then the bats files (all
+# of tests/ unless named), against BINARY.  Streams their TAP; the last line is
+# "N passed, N failed", and the exit status is 0 only if none failed and some
+# passed.  The same line is left in build/result.
+#
+#	UNIT			unit test program (build/unit; empty: none)
+#	BATSFLAGS		more arguments for bats
+#	BATS_TEST_TIMEOUT	seconds for one test (180)
+#	CACHEFS_ALLOW_SKIP	ERE: skips with such a reason count as neither
+#				passed nor failed; every other is a failure
+#	SANITIZER_LOG		sanitizer log_path: each report is a failure
+#
+# The tests find the program in $CACHEFS, and one with fault hooks in
+# $CACHEFS_TEST_BIN; both paths are absolute.
+set -u
+
+binary=$(realpath "${1:?usage: run-tests.sh BINARY [BATS-FILE...]}") || exit 2
+[ -x "$binary" ] || { echo "$binary: cannot be executed" >&2; exit 2; }
+shift
+files=()
+for f; do
+	files+=("$(realpath "$f")")
+done
+cd "$(dirname "$0")/.." || exit 2
+[ ${#files[@]} -gt 0 ] || files=(tests/*.bats)
+
+unit=${UNIT-build/unit}
+export CACHEFS=$binary CACHEFS_TEST_BIN=${CACHEFS_TEST_BIN:-$binary}
+export BATS_TEST_TIMEOUT=${BATS_TEST_TIMEOUT:-180}
+allow=${CACHEFS_ALLOW_SKIP:-}
+log=${SANITIZER_LOG:-}
+passed=0 failed=0 skipped=0 failures=()
+
+fail() { failed=$((failed + 1)); failures+=("$1"); }
+
+# Stream TAP from standard input and count it.
+count()
+{
+	local line plan=-1 seen=0 reason
+	local plan_re='^1\.\.([0-9]+)'
+	local skip_re='^ok [0-9]+ .*# [Ss][Kk][Ii][Pp] *(.*)$'
+	while IFS= read -r line || [ -n "$line" ]; do
+		printf '%s\n' "$line"
+		if [[ $line =~ $plan_re ]]; then
+			plan=${BASH_REMATCH[1]}
+		elif [[ $line =~ $skip_re ]]; then
+			seen=$((seen + 1))
+			reason=${BASH_REMATCH[1]}
+			if [ -n "$allow" ] && [[ $reason =~ $allow ]]; then
+				skipped=$((skipped + 1))
+			else
+				fail "$line"
+			fi
+		elif [[ $line =~ ^ok\ [0-9]+ ]]; then
+			seen=$((seen + 1))
+			passed=$((passed + 1))
+		elif [[ $line =~ ^not\ ok\ [0-9]+ ]]; then
+			seen=$((seen + 1))
+			fail "$line"
+		fi
+	done
+	if [ "$plan" -gt "$seen" ]; then
+		fail "$((plan - seen)) planned tests did not run"
+		failed=$((failed + plan - seen - 1))
+	fi
+}
+
+# Run a command, count its TAP; a failure it does not own up to is one too.
+run()
+{
+	local before=$failed rc
+	count < <("$@" 2>&1 </dev/null)
+	wait $!
+	rc=$?
+	if [ $rc -ne 0 ] && [ "$failed" -eq "$before" ]; then
+		fail "$1 exited with status $rc"
+	fi
+}
+
+[ -z "$log" ] || rm -f "$log".*
+if [ -n "$unit" ]; then
+	echo "# $unit"
+	run "$unit"
+fi
+echo "# bats, CACHEFS=$CACHEFS"
+# shellcheck disable=SC2086
+run bats --tap ${BATSFLAGS:-} "${files[@]}"
+if [ -n "$log" ]; then
+	for f in "$log".*; do
+		[ -s "$f" ] || continue
+		fail "sanitizer report $f"
+		sed 's/^/# /' "$f"
+	done
+fi
+
+for f in "${failures[@]+"${failures[@]}"}"; do
+	echo "# FAILED: $f"
+done
+[ $skipped -eq 0 ] || echo "# $skipped skipped, as allowed"
+mkdir -p build
+echo "$passed passed, $failed failed" | tee build/result
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
