@@ -501,7 +501,7 @@ dirlist_add(struct dirlist *l, const char *name, const struct attr *a)
 /* === conf: options from one table ========================= Begin === */
 
 enum ctype { C_STR, C_BOOL, C_TRI, C_WORD, C_UINT, C_SIZE, C_AMOUNT, C_SECS,
-	C_ID, C_PERCENT };
+	C_PERCENT };
 
 static const char *const words_version[] = { "auto", "3", "4", NULL };
 static const char *const words_evict[] = { "lru", "lfu", "sieve", NULL };
@@ -537,10 +537,10 @@ static const struct copt {
 	"parallel connections to the server" },
 { "nfs", "timeout", C_UINT, AT(nfs_timeout), "30", 1, 86400, NULL,
 	"seconds a request may wait for a silent server" },
-{ "nfs", "uid", C_ID, AT(nfs_uid), "-1", -1, 4294967294., NULL,
-	"AUTH_SYS user; -1 = the daemon's" },
-{ "nfs", "gid", C_ID, AT(nfs_gid), "-1", -1, 4294967294., NULL,
-	"AUTH_SYS group; -1 = the daemon's" },
+{ "nfs", "uid", C_UINT, AT(nfs_uid), NULL, 0, 4294967294., NULL,
+	"AUTH_SYS user; the daemon's unless set" },
+{ "nfs", "gid", C_UINT, AT(nfs_gid), NULL, 0, 4294967294., NULL,
+	"AUTH_SYS group; the daemon's unless set" },
 { "cache", "dir", C_STR, AT(cache_dir), NULL, 0, 0, NULL,
 	"directory of the cache; mode 0700, the daemon's own" },
 { "cache", "size", C_AMOUNT, AT(cache_size), "0", 0, 9e18, NULL,
@@ -762,17 +762,15 @@ conf_set(struct conf *c, const struct copt *o, const char *val)
 			val = "0";
 		if (!conf_number(o, val, &d, &why))
 			return why;
+		if (o->at == AT(cache_block_size) &&
+		    ((uint64_t)d & ((uint64_t)d - 1)))
+			return "is not a power of two";
 		*(uint64_t *)(void *)at = (uint64_t)d;
 		return NULL;
 	case C_SECS:
 		if (!conf_number(o, val, &d, &why))
 			return why;
 		*(double *)(void *)at = d;
-		return NULL;
-	case C_ID:
-		if (!conf_number(o, val, &d, &why))
-			return why;
-		*(int64_t *)(void *)at = (int64_t)d;
 		return NULL;
 	case C_UINT:
 	case C_PERCENT:
@@ -820,7 +818,8 @@ conf_find(const char *name, size_t len, char sep)
 static int
 conf_defaults(struct conf *c)
 {
-	*c = (struct conf){ .mount_flags = MS_NOSUID | MS_NODEV };
+	*c = (struct conf){ .mount_flags = MS_NOSUID | MS_NODEV,
+		.nfs_uid = geteuid(), .nfs_gid = getegid() };
 	for (size_t i = 0; i < NCOPTS; i++)
 		if (copts[i].def && conf_set(c, &copts[i], copts[i].def))
 			return -ENOMEM;
@@ -1035,8 +1034,6 @@ conf_check(const struct conf *c)
 	if (!c->cache_dir || !*c->cache_dir)
 		return conf_bad("no cache directory: set [cache] dir in the ini "
 		    "file or -o cache_dir=");
-	if (c->cache_block_size & (c->cache_block_size - 1))
-		return conf_bad("cache_block_size is not a power of two");
 	if (c->cache_max_file_size &&
 	    c->cache_max_file_size < c->cache_min_file_size)
 		return conf_bad("cache_max_file_size is less than "
@@ -1413,6 +1410,7 @@ exec_ring(void *arg)
 		struct io_uring_cqe *cqe;
 		struct io_uring_sqe *sqe;
 		unsigned head, n = 0;
+		bool some = false;
 		int r;
 
 		exec_take(&tail, &quit);
@@ -1430,11 +1428,12 @@ exec_ring(void *arg)
 
 			exec_prep(todo, sqe);
 			todo = next;
+			some = true;
 		}
 		if (!todo)
 			tail = &todo;
 		r = io_uring_submit_and_wait(&exec.ring, 1);
-		COUNT(submit_calls, 1);
+		COUNT(submit_calls, some);
 		if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
 			log_error("io_uring_submit_and_wait: %s", strerror(-r));
 		io_uring_for_each_cqe(&exec.ring, head, cqe) {
@@ -2913,8 +2912,6 @@ store_open(const char *backend)
 		    geteuid());
 		return -EINVAL;
 	}
-	if (st.st_mode & 077 && store_dir_empty() && !fchmod(store.dir, 0700))
-		st.st_mode &= ~(mode_t)077;	/* fresh: made so */
 	if (st.st_mode & 077) {
 		log_error("cache_dir %s: mode %04o lets others in, it must be "
 		    "0700; refused", conf.cache_dir, st.st_mode & 07777);
@@ -3148,7 +3145,7 @@ fetch_over_locked(struct fetch *f)
 		return false;
 	if (f->state == F_FAILED)
 		return true;		/* unhooked when it failed */
-	if (f->used < f->len && f->prio != PRIO_FILL)
+	if (f->used < f->len && (f->prio != PRIO_FILL || f->wanted))
 		return false;
 	pthread_mutex_lock(&pool.lock);
 	mine = f->listed;		/* else fetch_reclaim() has it */
@@ -3230,6 +3227,8 @@ fetch_written(struct exec_req *er)
 	if (!failed && o->present == o->nblk)
 		complete = o->complete = true;
 	f->state = F_KEPT;
+	f->wanted = f->off + f->len > o->reading &&
+	    f->off < o->reading + AHEAD_MAX;
 	o->fills -= f->born_fill;
 	fetch_list(f);
 	over = fetch_over_locked(f);
@@ -3677,6 +3676,7 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
 	if (off >= end)
 		return 0;
 	fetch_demand(o, off, end);
+	o->reading = end;
 	to = o->complete ? 0 : stream_note(s, off, end, &from);
 	if (to)
 		fetch_ahead(o, s, from, to);
@@ -4109,7 +4109,7 @@ struct call {
 	struct handle fh;
 	char *path;			/* v3: a name; v4: the whole path */
 	struct fetch *f;
-	size_t got;			/* of f->len */
+	size_t got;			/* of f->len; READLINK: at most */
 	struct nfsfh *close;
 	struct call *wnext;		/* [o] open4.waiting */
 	/* results */
@@ -4138,7 +4138,7 @@ struct conn {
 	struct nfs_context *nfs;	/* version 4 */
 	struct rpc_context *rpc;	/* version 3, or that of nfs */
 	uint64_t epoch;			/* counts contexts */
-	uint64_t retry_at, deadline;	/* now_ms() */
+	uint64_t lost_at, retry_at, deadline; /* now_ms() */
 	unsigned backoff;		/* ms */
 	int err;			/* why connecting failed */
 	const char *step;
@@ -4155,6 +4155,7 @@ static struct {
 	struct call *head[PRIO_N];
 	unsigned turn;			/* who is woken next */
 	unsigned up;			/* connections in state UP */
+	uint64_t silent;		/* now_ms() since when it is, 0: not */
 	bool quit;
 	struct handle root;		/* version 3 */
 	size_t readmax;
@@ -4188,10 +4189,13 @@ call_put_locked(struct call *k)
 	free(k);
 }
 
+/* A request waits nfs_timeout for a silent server; when it has been silent
+ * that long already, only for a connection that comes up at once. */
 static struct call *
 call_new(enum call_op op, const char *path)
 {
 	struct call *k = calloc(1, sizeof(*k));
+	uint64_t now = now_ms(), timeout = conf.nfs_timeout * 1000;
 
 	if (!k || (path && !(k->path = strdup(path)))) {
 		free(k);
@@ -4200,8 +4204,11 @@ call_new(enum call_op op, const char *path)
 	k->op = op;
 	k->prio = PRIO_META;
 	k->refs = 1;
-	k->deadline = now_ms() + conf.nfs_timeout * 1000;
 	pthread_cond_init(&k->cond, NULL);
+	pthread_mutex_lock(&bnfs.lock);
+	k->deadline = bnfs.silent ? MAX(bnfs.silent + timeout, now + 300) :
+	    now + timeout;
+	pthread_mutex_unlock(&bnfs.lock);
 	return k;
 }
 
@@ -4273,10 +4280,8 @@ call_again(struct call *k)
 	call_land(k);
 	if (k->op == CALL_CLOSE || bnfs.quit)
 		call_over(k, -EINTR);
-	else if (now_ms() >= k->deadline)
-		call_over(k, -EHOSTDOWN);
 	else
-		call_queue(k, true);
+		call_queue(k, true);	/* bnfs_expire() looks at the deadline */
 }
 
 /* The server answered k. */
@@ -4700,7 +4705,7 @@ conn4_reply(int err, struct nfs_context *nfs, void *data, void *arg)
 		nfs_closedir(nfs, data);
 		k->eof = true;
 	} else if (!err && k->op == CALL_READLINK) {
-		k->link = strdup(data);
+		k->link = strndup(data, k->got);
 		err = k->link ? 0 : -ENOMEM;
 	} else if (!err && k->op == CALL_STATFS) {
 		const struct statvfs *sv = data;
@@ -4745,10 +4750,13 @@ static void
 conn_lose(struct conn *c, const char *why)
 {
 	if (c->state == UP) {
-		log_warn("nfs: connection %d lost: %s", c->idx, why);
+		if (!bnfs.quit)
+			log_warn("nfs: connection %d lost: %s", c->idx, why);
 		pthread_mutex_lock(&bnfs.lock);
-		if (--bnfs.up == 0)
+		if (--bnfs.up == 0 && !bnfs.silent) {
 			backend_down = true;
+			bnfs.silent = now_ms();
+		}
 		pthread_mutex_unlock(&bnfs.lock);
 	}
 	pthread_mutex_lock(&bnfs.lock);
@@ -4766,7 +4774,8 @@ conn_lose(struct conn *c, const char *why)
 	while (c->flying)		/* none, if libnfs called them all back */
 		call_again(c->flying);
 	c->backoff = MIN(MAX(c->backoff * 2, 50), 5000);
-	c->retry_at = now_ms() + c->backoff;
+	c->lost_at = now_ms();
+	c->retry_at = c->lost_at + c->backoff;
 }
 
 static void
@@ -4778,6 +4787,7 @@ conn_is_up(struct conn *c)
 	pthread_mutex_lock(&bnfs.lock);
 	c->state = UP;
 	bnfs.up++;
+	bnfs.silent = 0;
 	was_down = backend_down;
 	backend_down = false;
 	pthread_mutex_unlock(&bnfs.lock);
@@ -4892,9 +4902,9 @@ conn4_begin(struct conn *c)
 	}
 	nfs_set_autoreconnect(c->nfs, 0);
 	nfs_set_dircache(c->nfs, 0);
-	if (conf.nfs_uid >= 0)
+	if (conf.nfs_uid != geteuid())
 		nfs_set_uid(c->nfs, (int)conf.nfs_uid);
-	if (conf.nfs_gid >= 0)
+	if (conf.nfs_gid != getegid())
 		nfs_set_gid(c->nfs, (int)conf.nfs_gid);
 	snprintf(id, sizeof(id), "cachefs %d %d %" PRIu64 " %" PRIu64,
 	    (int)getpid(), c->idx, c->epoch, now_us());
@@ -4924,9 +4934,9 @@ conn_begin(struct conn *c)
 	} else {
 		c->rpc = rpc_init_context();
 		r = c->rpc ? 0 : -ENOMEM;
-		if (!r && conf.nfs_uid >= 0)
+		if (!r && conf.nfs_uid != geteuid())
 			rpc_set_uid(c->rpc, (int)conf.nfs_uid);
-		if (!r && conf.nfs_gid >= 0)
+		if (!r && conf.nfs_gid != getegid())
 			rpc_set_gid(c->rpc, (int)conf.nfs_gid);
 		if (!r)
 			r = bnfs.root.len ?
@@ -4983,6 +4993,8 @@ bnfs_expire(void)
 				} else {
 					p = &(*p)->next;
 				}
+		if (k && !bnfs.quit && !bnfs.silent)
+			bnfs.silent = now - conf.nfs_timeout * 1000;
 		pthread_mutex_unlock(&bnfs.lock);
 		if (!k)
 			return;
@@ -5007,8 +5019,11 @@ conn_turn(struct conn *c, int wait)
 	}
 	if (poll(p, 2, wait) < 0 && errno != EINTR)
 		log_error("nfs: poll: %s", strerror(errno));
-	if (p[0].revents)
+	if (p[0].revents) {
 		eventfd_read(c->wake, &drop);
+		if (c->state == DOWN)	/* somebody wants it up: sooner */
+			c->retry_at = MIN(c->retry_at, c->lost_at + 250);
+	}
 	if (c->rpc && p[1].revents) {
 		int r = c->nfs ? nfs_service(c->nfs, p[1].revents) :
 		    rpc_service(c->rpc, p[1].revents);
@@ -5026,8 +5041,13 @@ conn_turn(struct conn *c, int wait)
 		late |= now_ms() >= k->deadline;
 	if (c->state == CONNECTING && now_ms() >= c->deadline)
 		c->err = -ETIMEDOUT;
-	if (c->state != DOWN && late)
+	if (c->state != DOWN && late) {
+		pthread_mutex_lock(&bnfs.lock);
+		if (!bnfs.silent)
+			bnfs.silent = now_ms() - conf.nfs_timeout * 1000;
+		pthread_mutex_unlock(&bnfs.lock);
 		conn_lose(c, "no answer in time");
+	}
 }
 
 static void *
@@ -5108,7 +5128,7 @@ bnfs3_lookup(const char *path, struct attr *a, struct handle *fh, bool fresh)
 /* A call on a path: v3 by its handle, tried again from the root if that has
  * gone stale; v4 by its full name.  *kp is the caller's to call_done(). */
 static int
-bnfs_call(enum call_op op, const char *path, struct call **kp)
+bnfs_call(enum call_op op, const char *path, size_t most, struct call **kp)
 {
 	struct handle fh = { 0 };
 	struct attr a;
@@ -5121,6 +5141,7 @@ bnfs_call(enum call_op op, const char *path, struct call **kp)
 		if (!*kp)
 			return r ? r : -ENOMEM;
 		(*kp)->fh = fh;
+		(*kp)->got = most;
 		r = call_wait(*kp);
 		if (r != -ESTALE || bnfs.version != 3)
 			return r;
@@ -5142,7 +5163,7 @@ bnfs_getattr(const char *path, struct attr *a, struct handle *fh)
 		r = bnfs3_lookup(path, a, fh, false);
 		return r == -ESTALE ? bnfs3_lookup(path, a, fh, true) : r;
 	}
-	r = bnfs_call(CALL_GETATTR, path, &k);
+	r = bnfs_call(CALL_GETATTR, path, 0, &k);
 	if (!r)
 		*a = k->attr;
 	if (k)
@@ -5248,7 +5269,7 @@ bnfs_readdir(const char *path, struct dirlist *l)
 	struct call *k;
 	uint64_t cookie = 0;
 	char verf[NFS3_COOKIEVERFSIZE] = { 0 };
-	int r = bnfs_call(CALL_READDIR, path, &k);
+	int r = bnfs_call(CALL_READDIR, path, 0, &k);
 
 	while (!r) {
 		struct handle fh = k->fh;
@@ -5278,9 +5299,17 @@ bnfs_readdir(const char *path, struct dirlist *l)
 static int
 bnfs_readlink(const char *path, char *buf, size_t size)
 {
-	struct call *k;
-	int r = bnfs_call(CALL_READLINK, path, &k);
+	struct handle fh;
+	struct attr a = { 0 };
+	struct call *k = NULL;
+	int r = 0;
 
+	/* libnfs does not end the text of version 4: its length is needed */
+	if (bnfs.version == 4)
+		r = bnfs_getattr(path, &a, &fh);
+	if (!r)
+		r = bnfs_call(CALL_READLINK, path, MIN(a.ver.size, PATH_MAX),
+		    &k);
 	if (!r && strlen(k->link) >= size)
 		r = -ENAMETOOLONG;
 	if (!r)
@@ -5294,7 +5323,7 @@ static int
 bnfs_statfs(struct statvfs *sv)
 {
 	struct call *k;
-	int r = bnfs_call(CALL_STATFS, "/", &k);
+	int r = bnfs_call(CALL_STATFS, "/", 0, &k);
 
 	if (!r)
 		*sv = k->sv;
@@ -5352,9 +5381,12 @@ bnfs_parse(const char *s)
 static void
 bnfs_explain(const struct conn *c)
 {
-	const char *at = !strcmp(c->step, "mountd") ? "its mount daemon" :
-	    "its NFS port";
+	char at[80] = "its portmapper", *p = at;
 
+	if (bnfs.version == 3 && conf.nfs_mount_port)
+		p += sprintf(p, "mount port %u, ", conf.nfs_mount_port);
+	if (bnfs.version == 4 || conf.nfs_port)
+		sprintf(p, "NFS port %u", conf.nfs_port ? conf.nfs_port : 2049);
 	if (c->err == -ETIMEDOUT)
 		log_error("backend %s: the server %s did not answer within %u "
 		    "seconds", conf.nfs_backend, bnfs.host, conf.nfs_timeout);
@@ -6196,8 +6228,9 @@ op_getxattr(const char *path, const char *name, char *value, size_t size)
 	pthread_mutex_lock(&o->lock);
 	bytes = MIN(o->present * o->bs, o->attr.ver.size);
 	if (!strcmp(name + 13, "state"))
-		n = snprintf(text, sizeof(text), "%s", o->complete ?
-		    "complete" : o->present ? "partial" : "absent");
+		n = snprintf(text, sizeof(text), "%s",
+		    o->present == o->nblk ? "complete" :
+		    o->present ? "partial" : "absent");
 	else if (!strcmp(name + 13, "cached"))
 		n = snprintf(text, sizeof(text), "%" PRIu64, bytes);
 	else if (!strcmp(name + 13, "pinned"))
@@ -6605,8 +6638,13 @@ mountpoint_check(void)
 		    strerror(errno));
 		return -ENOENT;
 	}
-	r = stat(path, &st) ? -errno : 0;
 	if (mounted_at(path, type) && !strcmp(type, "fuse.cachefs")) {
+		char *ctl = path_join(path, CTL_STATS + 1);
+		int fd = ctl ? open(ctl, O_RDONLY | O_CLOEXEC) : -1;
+
+		r = fd < 0 ? -errno : 0;	/* stat() may be cached */
+		sys_close(&fd);
+		free(ctl);
 		if (r != -ENOTCONN && r != -ECONNABORTED) {
 			log_error("mount point %s: a cachefs is already mounted "
 			    "there", path);
@@ -6628,8 +6666,8 @@ mountpoint_check(void)
 		}
 		log_info("mount point %s: cleared the mount of a cachefs that "
 		    "died", path);
-		r = stat(path, &st) ? -errno : 0;
 	}
+	r = stat(path, &st) ? -errno : 0;
 	if (!r && !S_ISDIR(st.st_mode))
 		r = -ENOTDIR;
 	if (r)
@@ -6838,9 +6876,9 @@ run(int ready)
 		return EXIT_USAGE;
 	r = mountpoint_check();
 	if (!r)
-		r = store_open(backend);
-	if (!r)
 		r = be->start();
+	if (!r)
+		r = store_open(backend);
 	if (!r)
 		r = pool_start(conf.buffer_memory, conf.cache_block_size);
 	if (!r)

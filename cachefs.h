@@ -97,7 +97,7 @@ struct conf {
 	char *nfs_backend;
 	unsigned nfs_version;		/* 0 = auto */
 	unsigned nfs_port, nfs_mount_port, nfs_connections, nfs_timeout;
-	int64_t nfs_uid, nfs_gid;	/* -1 = the daemon's */
+	unsigned nfs_uid, nfs_gid;
 	char *cache_dir;
 	struct amount cache_size, cache_min_free;
 	uint64_t cache_block_size;
@@ -181,6 +181,7 @@ struct fetch {
 	int err;			/* [b] -errno when F_FAILED */
 	int refs;			/* [b] readers waiting or copying */
 	bool store;			/* [I] space is reserved: goes to disk */
+	bool wanted;			/* [b] a fill that a reader will meet */
 	bool listed;			/* [p] on the list of kept buffers */
 	uint64_t born;			/* [I] now_us() */
 	bool born_ahead, born_fill;	/* [I] counted in o->ahead, o->fills */
@@ -213,6 +214,7 @@ struct obj {
 	struct bfile *bf;		/* [b] open on the server */
 	_Atomic bool gone;			/* [b] server has another version now */
 	int backing_id, backing_users;	/* [b] passthrough */
+	_Atomic uint64_t reading;	/* [a] where the last read ended */
 	unsigned ahead, fills;		/* [b] such fetches in flight */
 	struct obj *fill_next;		/* fill.lock: queue */
 	_Atomic bool filling;			/* fill.lock */
