@@ -330,7 +330,6 @@ sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
 struct req {
 	uint64_t unique, nodeid;	/* fuse_in_header */
 	uint32_t opcode, pid;
-	struct name_seq { uint64_t hash; uint32_t seq; } lookup;
 	pthread_cond_t *cond;		/* reqs.lock: waited on */
 	bool interrupted;		/* reqs.lock */
 	struct req *next;		/* reqs.lock */
@@ -1715,16 +1714,6 @@ name_forget_handle(const char *path)
 	pthread_mutex_unlock(&names.lock);
 }
 
-/* The version of a is what the kernel's inode shows from now on. */
-static void
-name_told_locked(struct name *n, const struct version *v)
-{
-	if (!version_same(&n->told, v)) {
-		n->told = *v;
-		n->seq++;
-	}
-}
-
 /*
  * Note that the server, asked at `asked`, showed a and fh for path.  False
  * when an overlapping question got another version, and so nobody can tell
@@ -1775,31 +1764,35 @@ token_leave_locked(const char *path, const struct version *ver)
 	    .retry = mine && t->retry && now - t->at < RETRY_MS };
 }
 
-/* Take the token that this thread's own LOOKUP of path left, if it is recent:
- * the OPEN then need not ask the server again. */
+/* Is there a recent LOOKUP of path by this request's thread?  Then what comes
+ * now belongs to it and need not ask the server again.  Sets *retry if this is
+ * the kernel's second try, whose LOOKUP may be retry_ms old. */
 static bool
-token_take_locked(const char *path, struct version *ver)
+token_find_locked(const char *path, uint64_t retry_ms, struct version *ver,
+    bool *retry)
 {
 	uint64_t hash = hash_str(path);
 	struct token *t = token_slot(cur->pid, hash);
 
+	*retry = false;
 	if (t->pid != cur->pid || t->hash != hash || !t->looked ||
-	    now_ms() - t->at > (t->retry ? RETRY_MS : TOKEN_MS))
+	    now_ms() - t->at > (t->retry ? retry_ms : TOKEN_MS))
 		return false;
 	*ver = t->ver;
-	*t = (struct token){ 0 };
+	*retry = t->retry;
 	return true;
 }
 
-/* The OPEN answers ESTALE: the kernel will look the path up and try once
+/* The request answers ESTALE: the kernel will look the path up and try once
  * more, and that second try must succeed. */
-static void
-token_expect_locked(const char *path)
+static int
+token_estale_locked(const char *path)
 {
 	uint64_t hash = hash_str(path);
 
 	*token_slot(cur->pid, hash) = (struct token){ .hash = hash,
 	    .at = now_ms(), .pid = cur->pid, .retry = true };
+	return -ESTALE;
 }
 
 /* Split "/a/b" into its parent "/a" (allocated) and "b" (inside path). */
@@ -5549,18 +5542,23 @@ stats_json(size_t *len)
 /*
  * The kernel wants all open files of an inode in one mode (KERNEL.md), and a
  * descriptor keeps the version it was opened with.  So a name has one object
- * and one mode while it has open files.  A LOOKUP that finds these in the way
- * of what a new open needs sets the name aside: libfuse moves its node to
- * /.cachefs-aside.N, where the open files live on, and the LOOKUP makes a
- * fresh node.  An OPEN that meets a conflict answers ESTALE; the kernel then
- * repeats it once, with a LOOKUP, and that second try always succeeds.
+ * and one mode while it has open files.  Nor does an inode ever change its
+ * version: attributes, pages and what is read would not change together, and
+ * replies overtake each other.  A LOOKUP that finds another version, or open
+ * files in the way of passthrough, sets the name aside: libfuse moves its node
+ * to /.cachefs-aside.N, where the open files live on, and the LOOKUP makes a
+ * fresh node.  An OPEN or GETATTR that meets a conflict answers ESTALE; the
+ * kernel then repeats it once, with a LOOKUP, and that second try always
+ * succeeds.
  */
 #define ASIDE_STRIPES 256
 
 struct file {				/* an open file */
 	struct obj *o;			/* [I] NULL: the statistics */
 	struct name *n;			/* [I] pinned while open */
-	bool passthrough, keep;		/* [I] keep: the kernel's pages */
+	bool passthrough;		/* [I] */
+	bool keep;			/* [I] the kernel's pages are right */
+	bool moved;			/* [I] its inode showed another version */
 	struct stream stream;
 	char *text;			/* [I] statistics */
 	size_t text_len;
@@ -5576,7 +5574,11 @@ static struct fuse *the_fuse;
 static struct fuse_session *session;
 static pthread_mutex_t aside_lock[ASIDE_STRIPES];
 static _Thread_local const struct attr *aside_for; /* set while we rename */
-static _Thread_local struct { uint64_t parent; const char *name; } looking_up;
+static _Thread_local struct {		/* the LOOKUP that this worker processes */
+	uint64_t parent;
+	const char *name;
+	pthread_mutex_t *stripe;	/* held until it is answered */
+} looking_up;
 
 /* Internal -errno to what an application understands. */
 static int
@@ -5644,18 +5646,26 @@ op_validate(const char *path, struct attr *a)
 	return 0;			/* it changes faster than we can ask */
 }
 
+/* May o's data file be handed to the kernel? */
+static bool
+obj_whole(const struct obj *o)
+{
+	return o->complete && o->nblk;
+}
+
 static bool
 passthrough_on(void)
 {
 	return !passthrough_off;
 }
 
-/* Do n's open files stand in the way of opening version v? */
+/* Can n's inode not be opened in version v as a new open would want it? */
 static bool
 name_conflict_locked(const struct name *n, const struct version *v)
 {
-	return n && n->opens && (!version_same(&n->obj->attr.ver, v) ||
-	    (passthrough_on() && n->obj->complete != (n->mode == M_PASSTHROUGH)));
+	return n && ((n->told.fileid && !version_same(&n->told, v)) ||
+	    (n->opens && passthrough_on() &&
+	    obj_whole(n->obj) != (n->mode == M_PASSTHROUGH)));
 }
 
 /* libfuse renames only for us; the kernel never asks on a read-only mount. */
@@ -5694,17 +5704,15 @@ op_rename(const char *from, const char *to, unsigned flags)
 }
 
 /*
- * Called in a LOOKUP of path, which the server shows as a: if the open files
- * of its node are in the way, give libfuse a RENAME that the kernel never sent
- * and never hears of (its answer is dropped: no such request).  libfuse waits
- * for an OPEN of the node that is under way; the stripe lets one LOOKUP of
- * a name do this at a time.
+ * Give libfuse a RENAME that the kernel never sent and never hears of (its
+ * answer is dropped: no such request), so that the name being looked up gets
+ * a fresh node.  Waits for OPENs of the old node that are under way; these
+ * take no stripe.  Caller holds the name's stripe.
  */
 static void
-op_set_aside(const char *path, const struct attr *a)
+op_set_aside(const struct attr *a)
 {
 	static atomic_uint serial;
-	pthread_mutex_t *stripe = &aside_lock[hash_str(path) % ASIDE_STRIPES];
 	struct {
 		struct fuse_in_header h;
 		struct fuse_rename_in r;
@@ -5712,32 +5720,56 @@ op_set_aside(const char *path, const struct attr *a)
 	} m = { 0 };
 	size_t len = strlen(looking_up.name) + 1;
 	struct fuse_buf fb = { .mem = &m };
-	unsigned n;
-	bool conflict;
+	unsigned n = serial++;
 
 	if (len > 256)
 		return;
-	pthread_mutex_lock(stripe);
+	memcpy(m.names, looking_up.name, len);
+	len += (size_t)snprintf(m.names + len, 64, "%s%u", ASIDE_PREFIX + 1,
+	    n) + 1;
+	fb.size = offsetof(typeof(m), names) + len;
+	m.h = (struct fuse_in_header){ .len = (uint32_t)fb.size,
+		.opcode = FUSE_RENAME, .nodeid = looking_up.parent,
+		.unique = UINT64_C(1) << 62 | (uint64_t)n << 1,
+		.uid = getuid(), .gid = getgid(), .pid = (uint32_t)getpid() };
+	m.r.newdir = FUSE_ROOT_ID;
+	aside_for = a;
+	fuse_session_process_buf(session, &fb);
+	aside_for = NULL;
+}
+
+/*
+ * The server shows path as *a: settle what this LOOKUP tells, which may be a
+ * later answer to somebody else.  Takes the name's stripe until the LOOKUP is
+ * answered: libfuse finds the node after our op has returned, and by then it
+ * must not be another one.
+ */
+static void
+op_looked_up(const char *path, struct attr *a)
+{
+	struct name *n;
+	bool conflict;
+
+	looking_up.stripe = &aside_lock[hash_str(path) % ASIDE_STRIPES];
+	pthread_mutex_lock(looking_up.stripe);
 	pthread_mutex_lock(&names.lock);
-	conflict = name_conflict_locked(name_find_locked(path, false), &a->ver);
+	n = name_find_locked(path, true);
+	if (n && n->answered)
+		*a = n->attr;
+	conflict = name_conflict_locked(n, &a->ver);
 	pthread_mutex_unlock(&names.lock);
-	if (conflict) {
-		n = serial++;
-		memcpy(m.names, looking_up.name, len);
-		len += (size_t)snprintf(m.names + len, 64, "%s%u",
-		    ASIDE_PREFIX + 1, n) + 1;
-		fb.size = offsetof(typeof(m), names) + len;
-		m.h = (struct fuse_in_header){ .len = (uint32_t)fb.size,
-			.opcode = FUSE_RENAME, .nodeid = looking_up.parent,
-			.unique = UINT64_C(1) << 62 | (uint64_t)n << 1,
-			.uid = getuid(), .gid = getgid(),
-			.pid = (uint32_t)getpid() };
-		m.r.newdir = FUSE_ROOT_ID;
-		aside_for = a;
-		fuse_session_process_buf(session, &fb);
-		aside_for = NULL;
+	if (conflict)
+		op_set_aside(a);
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, true);
+	if (n && conflict && !n->answered) {
+		n->attr = *a;
+		n->asked = n->answered = now_us();
 	}
-	pthread_mutex_unlock(stripe);
+	if (n)
+		n->told = S_ISREG(a->mode) ? a->ver : (struct version){ 0 };
+	token_leave_locked(path, &a->ver);
+	pthread_mutex_unlock(&names.lock);
 }
 
 /* Attributes of the virtual files and of nodes set aside.  1 = none of these;
@@ -5771,6 +5803,31 @@ op_getattr_special(const char *path, struct stat *st, bool lookup)
 	return r;
 }
 
+/* Answer a GETATTR with what the inode's open files hold, or what its own
+ * LOOKUP has just shown. */
+static bool
+op_getattr_known(const char *path, struct stat *st)
+{
+	struct version seen;
+	struct name *n;
+	bool retry, known = false;
+
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, false);
+	if (n && n->opens) {
+		attr_stat(&n->obj->attr, st);
+		known = true;
+	} else if (n && n->told.fileid && cur &&
+	    token_find_locked(path, TOKEN_MS, &seen, &retry) &&
+	    version_same(&seen, &n->told) &&
+	    version_same(&n->attr.ver, &n->told)) {
+		attr_stat(&n->attr, st);
+		known = true;
+	}
+	pthread_mutex_unlock(&names.lock);
+	return known;
+}
+
 static int
 op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 {
@@ -5789,26 +5846,22 @@ op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 	r = op_getattr_special(path, st, lookup);
 	if (r <= 0)
 		return r;
+	if (!lookup && op_getattr_known(path, st))
+		return 0;
 	r = op_validate(path, &a);
 	if (r)
 		return op_errno(r);
-	if (lookup)
-		op_set_aside(path, &a);
-	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, true);
-	if (n) {
-		if (n->opens)		/* stat shows what the open files hold */
-			a = n->obj->attr;
-		name_told_locked(n, &a.ver);
-		if (lookup) {
-			token_leave_locked(path, &a.ver);
-			cur->lookup.hash = hash_str(path);
-			cur->lookup.seq = n->seq;
-		}
+	if (lookup) {
+		op_looked_up(path, &a);
+	} else if (S_ISREG(a.mode)) {
+		pthread_mutex_lock(&names.lock);
+		n = name_find_locked(path, false);
+		if (n && n->told.fileid && !version_same(&n->told, &a.ver))
+			r = token_estale_locked(path);
+		pthread_mutex_unlock(&names.lock);
 	}
-	pthread_mutex_unlock(&names.lock);
 	attr_stat(&a, st);
-	return 0;
+	return r;
 }
 
 /* The backing id for o's data, registered by its first user; -errno when the
@@ -5862,13 +5915,14 @@ obj_backing_put(struct obj *o)
 }
 
 /* The object to open for path in version *a, with its source open where it
- * still has to be fetched; *a moves on when the server does.  0 or -errno. */
+ * still has to be fetched.  force: when the server has another version by now,
+ * take that; else the answer is -ESTALE.  0 or -errno. */
 static int
-open_object(const char *path, struct attr *a, struct obj **op)
+open_object(const char *path, struct attr *a, bool force, struct obj **op)
 {
 	int r = -ESTALE;
 
-	for (int tries = 0; r == -ESTALE && tries < 16; tries++) {
+	for (int tries = 0; r == -ESTALE && tries < (force ? 16 : 1); tries++) {
 		struct attr now = *a;
 		struct obj *o;
 		bool have;
@@ -5893,16 +5947,16 @@ open_object(const char *path, struct attr *a, struct obj **op)
 }
 
 /*
- * Bind an open of o to the name at path, choosing the mode.  token: the
- * caller has just looked the path up, and so takes any version found.
- * 0 with n->opens counted and f filled; -ESTALE; or -EAGAIN with *other, whose
- * reference is the caller's, to be bound instead of o.
+ * Bind an open of o to the name at path, choosing the mode.  force: the
+ * kernel's second try, which takes what it finds.  0 with n->opens counted and
+ * f filled; -ESTALE; or -EAGAIN with *other, whose reference is the caller's,
+ * to be bound instead of o.
  */
 static int
-open_bind(const char *path, struct obj *o, bool token, struct file *f,
-    bool *told, struct obj **other)
+open_bind(const char *path, struct obj *o, bool force, struct file *f,
+    struct obj **other)
 {
-	bool pt = o->complete && passthrough_on();
+	bool pt = obj_whole(o) && passthrough_on();
 	struct name *n;
 	int r = 0;
 
@@ -5914,13 +5968,12 @@ open_bind(const char *path, struct obj *o, bool token, struct file *f,
 	n = name_find_locked(path, true);
 	if (!n) {
 		r = -ENOMEM;
-	} else if (n->opens && n->obj != o && token) {
+	} else if (n->opens && n->obj != o && force) {
 		*other = obj_ref(n->obj);
 		r = -EAGAIN;
 	} else if (n->opens && (n->obj != o || (n->mode == M_PASSTHROUGH ? !pt :
-	    pt && !token && !path_is_aside(path)))) {
+	    pt && !force && !path_is_aside(path)))) {
 		r = -ESTALE;		/* the LOOKUP to come makes room */
-		token_expect_locked(n->origin ? n->origin : path);
 	} else {
 		if (!n->opens++) {
 			name_unlist(n);
@@ -5930,12 +5983,12 @@ open_bind(const char *path, struct obj *o, bool token, struct file *f,
 		f->n = n;
 		f->o = o;
 		f->passthrough = n->mode == M_PASSTHROUGH;
+		f->moved = !version_same(&n->told, &o->attr.ver);
 		f->keep = !f->passthrough &&
 		    version_same(&n->pages, &o->attr.ver);
 		if (!f->passthrough)
 			n->pages = o->attr.ver;
-		*told = version_same(&n->told, &o->attr.ver);
-		name_told_locked(n, &o->attr.ver);
+		n->told = o->attr.ver;
 	}
 	pthread_mutex_unlock(&names.lock);
 	if (pt && (r || !f->passthrough))
@@ -5943,25 +5996,47 @@ open_bind(const char *path, struct obj *o, bool token, struct file *f,
 	return r;
 }
 
-/* What an OPEN of path may start from: its own LOOKUP's version, that of the
- * node's open files, or the server's.  0 or -errno. */
+/*
+ * What an OPEN of path may start from: what its own LOOKUP showed, or else the
+ * server's version if that is what the inode has.  *force: this is the
+ * kernel's second try, or nobody remembers what the inode shows; then it may
+ * also change its version in place.  0, -ESTALE or -errno.
+ */
 static int
-open_version(const char *path, const char *origin, struct attr *a, bool *token)
+open_version(const char *path, const char *origin, struct attr *a, bool *force)
 {
 	struct version seen;
 	struct name *n;
+	bool token, same, known = false;
+	int r;
 
 	pthread_mutex_lock(&names.lock);
-	*token = token_take_locked(origin, &seen);
+	token = token_find_locked(origin, RETRY_MS, &seen, force);
+	if (token)			/* an OPEN uses it up */
+		*token_slot(cur->pid, hash_str(origin)) = (struct token){ 0 };
 	n = name_find_locked(path, false);
-	if (*token && n && n->opens)
+	same = token && n && version_same(&seen, &n->told);
+	if (same && n->opens) {
 		*a = n->obj->attr;
-	else if (*token && n && n->answered && path == origin)
+		known = true;
+	} else if (same && version_same(&n->attr.ver, &seen)) {
 		*a = n->attr;
-	else
-		n = NULL;
+		known = true;
+	}
 	pthread_mutex_unlock(&names.lock);
-	return *token && n ? 0 : op_validate(origin, a);
+	if (known)
+		return 0;
+	r = token && !*force ? -ESTALE : op_validate(origin, a);
+	if (r || *force)
+		return r;
+	pthread_mutex_lock(&names.lock);
+	n = name_find_locked(path, false);
+	if (!n || !n->told.fileid)
+		*force = true;
+	else if (!version_same(&n->told, &a->ver))
+		r = -ESTALE;
+	pthread_mutex_unlock(&names.lock);
+	return r;
 }
 
 static int
@@ -5986,7 +6061,7 @@ op_open(const char *path, struct fuse_file_info *fi)
 	struct obj *o = NULL, *other;
 	struct name *n;
 	struct attr a;
-	bool token, told = false;
+	bool force;
 	int r;
 
 	if ((fi->flags & O_ACCMODE) != O_RDONLY)
@@ -6002,15 +6077,19 @@ op_open(const char *path, struct fuse_file_info *fi)
 			return -ESTALE;
 	}
 	f = calloc(1, sizeof(*f));
-	r = f ? open_version(path, origin ? origin : path, &a, &token) :
+	r = f ? open_version(path, origin ? origin : path, &a, &force) :
 	    -ENOMEM;
 	if (!r)
-		r = open_object(origin ? origin : path, &a, &o);
-	while (!r && (r = open_bind(path, o, token, f, &told, &other)) ==
-	    -EAGAIN) {
+		r = open_object(origin ? origin : path, &a, force, &o);
+	while (!r && (r = open_bind(path, o, force, f, &other)) == -EAGAIN) {
 		obj_put(o);
 		o = other;
 		r = 0;
+	}
+	if (r == -ESTALE) {
+		pthread_mutex_lock(&names.lock);
+		token_estale_locked(origin ? origin : path);
+		pthread_mutex_unlock(&names.lock);
 	}
 	free(origin);
 	if (r) {
@@ -6033,8 +6112,10 @@ op_open(const char *path, struct fuse_file_info *fi)
 		bypass(!o->complete ? R_partial : passthrough_on() ?
 		    R_open_buffered : R_passthrough_off);
 	}
-	if (!told)			/* its size, above all */
+	if (f->moved) {		/* its size, above all */
 		fuse_lowlevel_notify_inval_inode(session, cur->nodeid, -1, 0);
+		fi->direct_io = !f->passthrough;
+	}
 	if (conf.cache_fill == 0)
 		fill_consider(o);
 	return 0;
@@ -6115,23 +6196,22 @@ op_releasedir(const char *path, struct fuse_file_info *fi)
 	return 0;
 }
 
-/* May READDIRPLUS tell the kernel these attributes of path?  Not where open
- * files hold another version. */
+/* May READDIRPLUS tell the kernel these attributes?  Not where the inode has
+ * another version. */
 static bool
 readdir_may_tell(const char *dir, const struct dirent_plus *e)
 {
 	char *path = path_join(dir, e->name);
 	struct name *n;
-	bool ok = true;
+	bool ok;
 
 	if (!path)
 		return false;
 	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, false);
-	if (n && n->opens)
-		ok = version_same(&n->obj->attr.ver, &e->attr.ver);
-	if (n && ok)
-		name_told_locked(n, &e->attr.ver);
+	n = name_find_locked(path, true);
+	ok = n && (!n->told.fileid || version_same(&n->told, &e->attr.ver));
+	if (ok && S_ISREG(e->attr.mode))
+		n->told = e->attr.ver;
 	pthread_mutex_unlock(&names.lock);
 	free(path);
 	return ok;
@@ -6362,26 +6442,6 @@ worker_spawn_locked(void)
 	return r;
 }
 
-/* If another LOOKUP told the kernel another version of the same node while
- * rq's was on its way, nobody knows which came last: let it ask again. */
-static void
-worker_check_lookup(const struct req *rq, const char *name)
-{
-	bool stale = false;
-	struct name *n;
-
-	if (!rq->lookup.hash)
-		return;
-	pthread_mutex_lock(&names.lock);
-	for (n = names.tab[rq->lookup.hash % NAME_BUCKETS]; n; n = n->next)
-		if (hash_str(n->path) == rq->lookup.hash)
-			stale = n->seq != rq->lookup.seq;
-	pthread_mutex_unlock(&names.lock);
-	if (stale)
-		fuse_lowlevel_notify_inval_entry(session, rq->nodeid, name,
-		    strlen(name));
-}
-
 static void *
 worker(void *arg)
 {
@@ -6421,8 +6481,9 @@ worker(void *arg)
 		cur = &rq;
 		fuse_session_process_buf(session, &fb);
 		cur = NULL;
-		if (rq.opcode == FUSE_LOOKUP)
-			worker_check_lookup(&rq, looking_up.name);
+		if (looking_up.stripe)
+			pthread_mutex_unlock(looking_up.stripe);
+		looking_up.stripe = NULL;
 	}
 	fuse_session_exit(session);
 	free(fb.mem);

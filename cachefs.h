@@ -247,9 +247,9 @@ struct name {
 	struct attr attr;		/* [n] latest validated */
 	struct handle fh;		/* [n] */
 	uint64_t asked, answered;	/* [n] us: when attr was validated */
-	struct version told;		/* [n] version the kernel's inode shows */
+	struct version told;		/* [n] version of the kernel's inode; a
+					 * regular file's never changes */
 	struct version pages;		/* [n] version of its cached pages */
-	uint32_t seq;			/* [n] counts changes of told */
 	struct obj *obj;		/* [n] version held by the open files */
 	unsigned opens;			/* [n] */
 	enum mode mode;			/* [n] of these opens */

@@ -10,8 +10,8 @@ is read again before it is closed.  After SECONDS (15) it prints what happened
 and ends with 1 if anything went wrong:
 
   open/read/fstat ERRNO   a call failed
-  torn       what was read is no version as it was written, or fstat's size
-             is not that of what was read
+  torn       what was read is no version as it was written
+  size       fstat's size is not that of what was read
   changed    a held descriptor no longer gave the version that it gave first
   stale      an open gave a version that had been replaced for over STALE s
 
@@ -77,7 +77,7 @@ def reader(path, hold, stop, born, results):
                 count["stale"] += 1
             try:
                 if os.fstat(fd).st_size != len(data):
-                    count["torn"] += 1
+                    count["size"] += 1
             except OSError as e:
                 count[f"fstat {e.errno}"] += 1
         held.append((fd, v))
