@@ -3495,6 +3495,10 @@ fill_step(struct obj *o)
 		pthread_mutex_lock(&o->lock);
 		size = fetch_gap_locked(o, &o->fill_pos, o->attr.ver.size);
 		busy = o->fills;
+		/* a reader that is as fast as the server fetches by itself,
+		 * and must not find on disk what could be in a buffer */
+		if (o->ahead && now_ms() - o->streamed < 200)
+			busy = FILL_INFLIGHT;
 		pthread_mutex_unlock(&o->lock);
 		if (!size) {		/* look once more for what failed */
 			o->fill_pos = 0;
@@ -3671,8 +3675,10 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
 	fetch_demand(o, off, end);
 	o->reading = end;
 	to = o->complete ? 0 : stream_note(s, off, end, &from);
-	if (to)
+	if (to) {
+		o->streamed = began / 1000;
 		fetch_ahead(o, s, from, to);
+	}
 	while (pos < end) {
 		struct fetch *f;
 		char *fresh;

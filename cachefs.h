@@ -215,6 +215,7 @@ struct obj {
 	_Atomic bool gone;			/* [b] server has another version now */
 	int backing_id, backing_users;	/* [b] passthrough */
 	_Atomic uint64_t reading;	/* [a] where the last read ended */
+	_Atomic uint64_t streamed;	/* [a] now_ms() of a read in a row */
 	unsigned ahead, fills;		/* [b] such fetches in flight */
 	struct obj *fill_next;		/* fill.lock: queue */
 	_Atomic bool filling;			/* fill.lock */

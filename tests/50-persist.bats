@@ -225,39 +225,6 @@ survives_damage() { # CMD...
 	done
 }
 
-@test "a damaged block is found by verify, refetched, and counted" {
-	make_file "$EXPORT/f" 4M
-	start_nfs
-	start_cachefs
-	cache_file f
-	stop_cachefs
-	data=$(find "$CACHE/objects" -type f ! -name '*.idx')
-	printf X | dd of="$data" bs=1 seek=1234567 conv=notrunc status=none
-	start_cachefs
-	"$CACHEFS" verify "$MNT/f" >"$WORK/out" 2>&1 || :
-	grep -qF "$MNT/f" "$WORK/out"
-	[ "$(stat_of checksum_errors)" -ge 1 ]
-	wait_complete "$MNT/f"
-	drop_caches
-	same "$EXPORT/f" "$MNT/f"
-	"$CACHEFS" verify "$MNT/f"
-}
-
-@test "a damaged block is found by a buffered read, which gives the right bytes" {
-	make_file "$EXPORT/f" 4M
-	start_nfs
-	start_cachefs fuse_passthrough=no
-	cache_file f
-	stop_cachefs
-	data=$(find "$CACHE/objects" -type f ! -name '*.idx')
-	printf X | dd of="$data" bs=1 seek=1234567 conv=notrunc status=none
-	start_cachefs fuse_passthrough=no
-	same "$EXPORT/f" "$MNT/f"
-	[ "$(stat_of checksum_errors)" -ge 1 ]
-	[ "$(stat_of backend_read_bytes)" -gt 0 ]
-	[ "$(stat_of backend_read_bytes)" -lt $((4 << 20)) ]
-}
-
 # ------------------------------------------------------------ whose cache
 
 @test "another backend's cache is refused and not wiped" {

@@ -10,7 +10,8 @@ is read again before it is closed.  After SECONDS (15) it prints what happened
 and ends with 1 if anything went wrong:
 
   open/read/fstat ERRNO   a call failed
-  torn       what was read is no version as it was written
+  torn       what was read is no version as it was written; each reader's first
+             is printed
   size       fstat's size is not that of what was read
   changed    a held descriptor no longer gave the version that it gave first
   stale      an open gave a version that had been replaced for over STALE s
@@ -72,6 +73,8 @@ def reader(path, hold, stop, born, results):
         if data is not None:
             v = version(data)
             if v is None:
+                if not count["torn"]:
+                    print(f"torn: {data!r}", file=sys.stderr)
                 count["torn"] += 1
             elif 0 < born[v + 1] < began - STALE:
                 count["stale"] += 1

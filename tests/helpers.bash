@@ -9,6 +9,8 @@
 #   CACHEFS_REQUIRE   "root fuse nfs netns loop passthrough io_uring ...":
 #                     what must not be skipped here; or "all"
 #   CACHEFS_SLOW      factor for every time limit (sanitizers: 4)
+#   CACHEFS_LIMIT     seconds after which a test's daemons are killed (150): a
+#                     process that hangs in a mount can't be ended otherwise
 #
 # In a test:  $MNT mount point   $CACHE cache directory   $EXPORT the server's
 # files   $LOG the daemon's log   $CACHEFS_PID the daemon
@@ -42,15 +44,30 @@ common_setup() {
 	esac
 	mkdir "$MNT" "$EXPORT"
 	: >"$LOG"
+	mkfifo "$WORK/clock"
+	watchdog 3>&- 4>&- &
+	WATCHDOG=$!
 	# A sanitizer's report must be found although a daemon has no stderr.
 	export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}log_path=$WORK/san
 	export UBSAN_OPTIONS=${UBSAN_OPTIONS:+$UBSAN_OPTIONS:}log_path=$WORK/san:print_stacktrace=1
 	export TSAN_OPTIONS=${TSAN_OPTIONS:+$TSAN_OPTIONS:}log_path=$WORK/san
 }
 
+# Kill the daemons of a test that takes too long, and whatever waits for them
+# in the kernel gets an error.
+watchdog() {
+	local f
+	! read -r -t $((${CACHEFS_LIMIT:-150} * SLOW)) <>"$WORK/clock" || return
+	echo "too long: killing the daemons" >>"$WORK/watchdog.log"
+	for f in "$WORK"/*.pid; do
+		[ ! -e "$f" ] || kill -KILL "$(cut -d' ' -f1 "$f")"
+	done
+}
+
 common_teardown() {
 	local bad=0 f
 	cd /
+	end_process "$WATCHDOG"
 	rm -f "$WORK/stall.flag"	# or nothing could end
 	end_readers
 	for f in "$WORK"/*.pid; do
@@ -78,8 +95,10 @@ end_readers() {
 	local pid fd
 	if [ -e "$WORK/background" ]; then
 		while read -r pid; do
-			! running "$pid" || kill -KILL "$pid" 2>/dev/null || :
-		done <"$WORK/background"
+			running "$pid" || continue
+			kill -KILL "$pid" || :
+			! wait_until 0 gone "$pid" || wait "$pid" || :
+		done <"$WORK/background" 2>/dev/null
 	fi
 	for fd in "/proc/$BASHPID/fd"/*; do
 		case $(readlink "$fd") in

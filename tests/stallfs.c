@@ -104,7 +104,8 @@ st_statfs(const char *path, struct statvfs *st)
 static void *
 st_init(struct fuse_conn_info *conn, struct fuse_config *cfg)
 {
-	(void)conn;
+	conn->max_background = 10000;	/* one that stalls must not stall us */
+	conn->congestion_threshold = 10000;
 	cfg->use_ino = 1;
 	return NULL;
 }
@@ -136,6 +137,9 @@ main(int argc, char **argv)
 		    "usage: stallfs -f -o src=DIR,flag=FILE MOUNTPOINT\n");
 		return 2;
 	}
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 12)
+	fuse_opt_add_arg(&args, "-omax_threads=1000");	/* older: no limit */
+#endif
 	srcfd = open(conf.src, O_RDONLY | O_DIRECTORY);
 	if (srcfd < 0) {
 		perror(conf.src);
