@@ -136,7 +136,7 @@ demo: cachefs
 	@CACHEFS=$(CURDIR)/cachefs tests/demo.sh
 
 bench: cachefs
-	@CACHEFS=$(CURDIR)/cachefs tests/bench.sh
+	@CACHEFS=$(CURDIR)/cachefs tests/bench
 
 # gcc's analyzer (which optimisation blinds), clang's lock analysis, clang-tidy,
 # cppcheck, shellcheck, mandoc; `make -k lint` goes on to the next.
