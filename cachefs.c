@@ -631,11 +631,12 @@ static const struct { const char *theirs, *ours, *unit; } aliases[] = {
 /* mount(8)'s own words: never an error; those that end in * are prefixes. */
 static const char *const mount_words[] = { "ro", "_netdev", "nofail", "auto",
 	"noauto", "defaults", "atime", "noatime", "relatime", "norelatime",
-	"strictatime", "diratime", "nodiratime", "nosuid", "nodev", "user",
+	"strictatime", "diratime", "nodiratime", "user",
 	"users", "nouser", "owner", "group", "async", "default_permissions",
 	"x-*", "X-*", "comment=*", "uhelper=*", "helper=*", NULL };
 static const struct { const char *word; unsigned set, clear; } mount_bits[] = {
-	{ "dev", 0, MS_NODEV }, { "suid", 0, MS_NOSUID },
+	{ "dev", 0, MS_NODEV }, { "nodev", MS_NODEV, 0 },
+	{ "suid", 0, MS_NOSUID }, { "nosuid", MS_NOSUID, 0 },
 	{ "exec", 0, MS_NOEXEC }, { "noexec", MS_NOEXEC, 0 },
 };
 
@@ -928,6 +929,7 @@ conf_option(struct conf *c, char *opt)
 	char *val = strchr(opt, '='), buf[64], range[128], ours[32];
 	const struct copt *o;
 	const char *why;
+	bool ttl = false;
 
 	if (!strncmp(opt, "fsname=", 7)) {
 		free(c->fsname);
@@ -957,15 +959,14 @@ conf_option(struct conf *c, char *opt)
 			    opt);
 			return 0;
 		}
-		if (val && *aliases[i].unit == 'h')
+		if (val && *aliases[i].unit == 'h' && isdigit(*val))
 			snprintf(buf, sizeof(buf), "%.0f", 3600 * atof(val));
 		else if (val)
 			snprintf(buf, sizeof(buf), "%s%s", val,
 			    aliases[i].unit);
 		if (val)
 			val = buf;
-		if (*aliases[i].unit == 'h')
-			c->cache_consistency = CONS_TTL;
+		ttl = *aliases[i].unit == 'h';
 		snprintf(ours, sizeof(ours), "%s", aliases[i].ours);
 		opt = ours;
 		break;
@@ -985,6 +986,8 @@ conf_option(struct conf *c, char *opt)
 		    conf_range(o, range, sizeof(range)));
 		return -EINVAL;
 	}
+	if (ttl)
+		c->cache_consistency = CONS_TTL;
 	return 0;
 }
 
@@ -1776,7 +1779,8 @@ token_find_locked(const char *path, uint64_t retry_ms, struct version *ver,
 
 	*retry = false;
 	if (t->pid != cur->pid || t->hash != hash || !t->looked ||
-	    now_ms() - t->at > (t->retry ? retry_ms : TOKEN_MS))
+	    now_ms() - t->at > (t->retry ? retry_ms :
+	    conf.cache_consistency == CONS_STRICT ? 0 : TOKEN_MS))
 		return false;
 	*ver = t->ver;
 	*retry = t->retry;
@@ -3310,7 +3314,7 @@ fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
 {
 	uint64_t n = (room + o->bs - 1) / o->bs;
 	struct fetch *f = calloc(1, sizeof(*f) + n * sizeof(f->sums[0]));
-	enum reason why = R_changing;
+	enum reason why;
 	size_t len;
 	int r;
 
@@ -3357,6 +3361,8 @@ fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
 		f->store = r == 0;
 		if (r)
 			bypass(why);
+	} else if (o->gone) {
+		bypass(R_changing);
 	}
 	if (prio == PRIO_FILL && !f->store)
 		fetch_arrived(f, -ENOSPC);
@@ -5336,33 +5342,33 @@ bnfs_statfs(struct statvfs *sv)
 static bool
 bnfs_parse(const char *s)
 {
-	const char *host, *end, *path;
+	const char *host = s, *end, *path;
+	unsigned long port;
 	char *stop;
 
 	if (!strncmp(s, "nfs://", 6)) {
-		host = s + 6;
+		host += 6;
 		path = strchr(host, '/');
-		if (!path || memchr(s, '?', strlen(s)))
+		if (!path || strchr(s, '?'))
 			return false;
 		end = *host == '[' ? strchr(host, ']') :
 		    memchr(host, ':', (size_t)(path - host));
-		if (*host == '[' && end)
-			end++;
-		if (!end || end > path)
-			end = path;
-		if (*end == ':') {
-			conf.nfs_port = (unsigned)strtoul(end + 1, &stop, 10);
-			if (stop != path || conf.nfs_port - 1 > 65534)
-				return false;
-		}
+		if (*host == '[' && (!end || ++end > path))
+			return false;
+		end = end ? end : path;
+		port = *end == ':' ? strtoul(end + 1, &stop, 10) : 1;
+		if (end != path && (*end != ':' || !isdigit(end[1]) ||
+		    stop != path || port < 1 || port > 65535))
+			return false;
+		if (end != path)
+			conf.nfs_port = (unsigned)port;
 	} else {
-		host = s;
 		end = strstr(s, ":/");
 		if (!end || memchr(s, '/', (size_t)(end - s)))
 			return false;
 		path = end + 1;
 	}
-	if (*host == '[' && end > host + 2) {
+	if (*host == '[' && end[-1] == ']') {
 		host++;
 		end--;
 	}
@@ -6760,8 +6766,7 @@ backend_choose(char name[1000])
 			return -EINVAL;
 		}
 		be = &bnfs_backend;
-		snprintf(name, 1000, "%s:%u%s", bnfs.host, conf.nfs_port,
-		    bnfs.export);
+		snprintf(name, 1000, "%s:%s", bnfs.host, bnfs.export);
 		return 0;
 	}
 	be = &bdir_backend;

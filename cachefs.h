@@ -28,7 +28,7 @@
 #define NFS_FHSIZE	64		/* NFS3_FHSIZE, RFC 1813 2.4 */
 #define NAMES_MAX	32768		/* names remembered without open files */
 #define TOKENS		4096		/* LOOKUPs remembered for their OPENs */
-#define TOKEN_MS	100		/* an OPEN this soon belongs to its LOOKUP */
+#define TOKEN_MS	5		/* an OPEN this soon belongs to its LOOKUP */
 #define RETRY_MS	10000		/* the same for the kernel's ESTALE retry */
 #define ASIDE_PREFIX	"/.cachefs-aside."
 #define CTL_DIR		"/.cachefs"
