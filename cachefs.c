@@ -3196,7 +3196,8 @@ fill_kick(void)
 	pthread_mutex_unlock(&fill.lock);
 }
 
-/* The cache write of f is over. */
+/* The cache write of f is over.  Once it is kept others may free it, and with
+ * it the last reference to o: hence our own. */
 static void
 fetch_written(struct exec_req *er)
 {
@@ -3207,6 +3208,7 @@ fetch_written(struct exec_req *er)
 	bool complete = false, over, failed = er->res < 0;
 	bool fills = f->prio == PRIO_FILL;
 
+	obj_ref(o);
 	store_settle(o, obj_bytes(o, blk, n), failed);
 	if (failed) {
 		store_degrade("write", er->res);
@@ -3238,6 +3240,7 @@ fetch_written(struct exec_req *er)
 		fill_kick();
 	if (over)
 		fetch_free(f);
+	obj_put(o);
 }
 
 /* Send an arrived buffer to the cache file.  The unaligned end of a file can't
@@ -3268,6 +3271,10 @@ fetch_arrived(struct fetch *f, int err)
 	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
 	bool over, keep = f->store && !err;
 
+	if (err)
+		log_debug("fetch: %" PRIu64 "+%zu of file %" PRIx64 ": %s",
+		    f->off, f->len, o->attr.ver.fileid, strerror(-err));
+	obj_ref(o);			/* others may free f and its own */
 	if (!err)
 		COUNT(backend_read_bytes, f->len);
 	for (uint64_t i = 0; keep && conf.cache_checksum && i < n; i++)
@@ -3294,13 +3301,11 @@ fetch_arrived(struct fetch *f, int err)
 	pthread_cond_broadcast(&o->cond);
 	over = fetch_over_locked(f);
 	pthread_mutex_unlock(&o->lock);
-	if (err)
-		log_debug("fetch: %" PRIu64 "+%zu of file %" PRIx64 ": %s",
-		    f->off, f->len, o->attr.ver.fileid, strerror(-err));
 	if (keep)
 		fetch_write(f);
 	else if (over)
 		fetch_free(f);
+	obj_put(o);
 }
 
 /*
@@ -3962,14 +3967,15 @@ bdir_spawn_locked(bool demand)
 static void
 bdir_read(struct fetch *f)
 {
+	enum fetch_prio prio = atomic_load(&f->prio);
 	struct fetch **p;
 
 	pthread_mutex_lock(&bdir.lock);
-	for (p = &bdir.head[f->prio]; *p; p = &(*p)->qnext)
+	for (p = &bdir.head[prio]; *p; p = &(*p)->qnext)
 		;
 	f->qnext = NULL;
 	*p = f;
-	bdir_spawn_locked(f->prio == PRIO_DEMAND);
+	bdir_spawn_locked(prio == PRIO_DEMAND);
 	pthread_cond_signal(&bdir.cond);
 	pthread_mutex_unlock(&bdir.lock);
 }
@@ -4124,7 +4130,7 @@ struct call {
 	struct dirlist list;
 	uint64_t cookie;		/* in and out */
 	char verf[NFS3_COOKIEVERFSIZE];
-	bool eof;
+	bool eof;			/* READ, v4: has been tried again */
 	struct statvfs sv;
 };
 
@@ -4163,7 +4169,7 @@ static struct {
 	uint64_t silent;		/* now_ms() since when it is, 0: not */
 	bool quit;
 	struct handle root;		/* version 3 */
-	size_t readmax;
+	_Atomic uint64_t readmax;
 } bnfs = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 /* Creating contexts and mounting touch unlocked statics of libnfs. */
@@ -4633,8 +4639,16 @@ conn4_read(int err, struct nfs_context *nfs, void *data, void *arg)
 
 	if (broke4(err)) {
 		call_again(k);
+	} else if (err < 0 && !k->eof) {
+		/* the server may have lost the open file's state (libnfs says
+		 * EFAULT): open it anew, once */
+		k->eof = true;
+		if (k->f->o->bf->open[c->idx].fh == fh)
+			k->f->o->bf->open[c->idx].fh = NULL;
+		call_land(k);
+		conn4_issue(c, k);
 	} else if (err < 0) {
-		call_answered(k, err);
+		call_answered(k, err == -EFAULT ? -ESTALE : err);
 	} else if (read_took(k, data, (size_t)err, NULL)) {
 		call_land(k);
 		conn4_issue(c, k);
@@ -5244,7 +5258,7 @@ bnfs_read(struct fetch *f)
 		return;
 	}
 	k->f = f;
-	k->prio = f->prio;
+	k->prio = atomic_load(&f->prio);
 	COUNT(backend_requests, 1);
 	call_queue(k, false);
 }
@@ -5477,7 +5491,7 @@ static const struct backend bnfs_backend = { "nfs", bnfs_start, bnfs_stop,
 /* === stats: counters as JSON ============================== Begin === */
 
 static uint64_t started_ms;
-static const char *passthrough_off = "not negotiated"; /* NULL: it is on */
+static const char *_Atomic passthrough_off = "not negotiated"; /* NULL: it is on */
 
 /* The latency in us below which a share of the samples lies. */
 static uint64_t
