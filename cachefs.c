@@ -1173,13 +1173,15 @@ pool_try(size_t len, size_t spare)
 {
 	unsigned n = (unsigned)(ROUND_UP(len, pool.gran) / pool.gran);
 	char *p = NULL;
+	bool wait;
 
 	for (;;) {
 		pthread_mutex_lock(&pool.lock);
-		if (!pool.head && pool.used + n * pool.gran + spare <= pool.size)
+		wait = pool.head != NULL;
+		if (!wait && pool.used + n * pool.gran + spare <= pool.size)
 			p = pool_take_locked(n);
 		pthread_mutex_unlock(&pool.lock);
-		if (p || !pool.reclaim())
+		if (p || wait || !pool.reclaim())
 			return p;
 	}
 }
@@ -1634,16 +1636,6 @@ name_unlist(struct name *n)
 	names.nidle--;
 }
 
-static void
-name_list(struct name *n)
-{
-	n->older = names.newest;
-	n->newer = NULL;
-	*(n->older ? &n->older->newer : &names.oldest) = n;
-	names.newest = n;
-	names.nidle++;
-}
-
 static struct name **
 name_slot(const char *path)
 {
@@ -1666,6 +1658,18 @@ name_free_locked(struct name *n)
 	free(n);
 }
 
+static void
+name_list(struct name *n)
+{
+	n->older = names.newest;
+	n->newer = NULL;
+	*(n->older ? &n->older->newer : &names.oldest) = n;
+	names.newest = n;
+	names.nidle++;
+	if (names.nidle > NAMES_MAX)
+		name_free_locked(names.oldest);
+}
+
 /* The name for path, or NULL: unknown, or out of memory when creating. */
 static struct name *
 name_find_locked(const char *path, bool create)
@@ -1685,8 +1689,6 @@ name_find_locked(const char *path, bool create)
 	}
 	*p = n;
 	name_list(n);
-	if (names.nidle > NAMES_MAX)
-		name_free_locked(names.oldest);
 	return n;
 }
 
@@ -1845,6 +1847,7 @@ static struct {
 	int dir, objects, lockfd;	/* [I] */
 	uint64_t limit;			/* [I] bytes; 0 = only min_free */
 	uint64_t min_free, min_inodes;	/* [I] */
+	uint64_t room;			/* [I] what the disk can hold of us */
 	pthread_mutex_t key[KEY_STRIPES];
 	pthread_mutex_t lock;		/* the rest */
 	pthread_cond_t cond;		/* an object was loaded */
@@ -2044,8 +2047,9 @@ store_unlink(uint64_t fsid, uint64_t fileid)
 	unlinkat(store.objects, key_path(fsid, fileid, "", p), 0);
 }
 
-/* Evict the least recently used object that nobody uses.  Bytes freed. */
-static uint64_t
+/* Evict the least recently used object that nobody uses; false: there is
+ * none. */
+static bool
 evict_one(void)
 {
 	pthread_mutex_t *k;
@@ -2057,7 +2061,7 @@ evict_one(void)
 		;
 	if (!e) {
 		pthread_mutex_unlock(&store.lock);
-		return 0;
+		return false;
 	}
 	e->live++;			/* nobody else frees it now */
 	fsid = e->fsid;
@@ -2087,7 +2091,7 @@ evict_one(void)
 		COUNT(evicted_objects, 1);
 		COUNT(evicted_bytes, bytes);
 	}
-	return bytes;
+	return true;
 }
 
 /* May `bytes` more be stored?  Bytes missing, 0 = it fits. */
@@ -2316,7 +2320,7 @@ store_refuses(const char *path, uint64_t size)
 	if (size < conf.cache_min_file_size)
 		r = R_too_small;
 	else if ((conf.cache_max_file_size && size > conf.cache_max_file_size) ||
-	    (store.limit && size > store.limit - store.limit / 10))
+	    size > (store.limit ? store.limit - store.limit / 10 : store.room))
 		r = R_too_big;
 	else if (!store_wants(path))
 		r = R_excluded;
@@ -2381,6 +2385,7 @@ obj_free(struct obj *o)
 	sys_close(&o->wfd);
 	if (o->bf)
 		be->close(o->bf);
+	free(o->path);
 	free(o->map);
 	free(o->sums);
 	free(o->tab);
@@ -2390,13 +2395,18 @@ obj_free(struct obj *o)
 }
 
 static struct obj *
-obj_new(const struct attr *a)
+obj_new(const struct attr *a, const char *path)
 {
 	struct obj *o = calloc(1, sizeof(*o));
 
 	if (!o)
 		return NULL;
 	o->attr = *a;
+	o->path = strdup(path);
+	if (!o->path) {
+		free(o);
+		return NULL;
+	}
 	o->bs = (uint32_t)MIN(conf.cache_block_size, IO_MAX);
 	o->nblk = a->ver.size / o->bs + (a->ver.size % o->bs != 0);
 	o->refs = 1;
@@ -2430,7 +2440,7 @@ obj_get(const struct attr *a, const char *path)
 		pthread_mutex_unlock(&store.lock);
 		return o;
 	}
-	o = e ? obj_new(a) : NULL;
+	o = e ? obj_new(a, path) : NULL;
 	if (!o) {
 		if (new && e) {
 			ent_list_newest(e);
@@ -2697,7 +2707,7 @@ scan_object(int dir, const char *file, struct ent ***found, size_t *n)
 	v = reallocarray(*found, *n + 1, sizeof(*v));
 	e = v ? ent_get_locked(fsid, fileid, &new) : NULL;
 	*found = v ? v : *found;
-	if (e) {
+	if (e && new) {			/* else it was opened just now */
 		v[(*n)++] = e;
 		e->live = 1;		/* until it has its place in the order */
 		e->used_at = idx.st_mtime;
@@ -2773,7 +2783,7 @@ evict_thread(void *arg)
 		    store.min_free / 20;
 
 		if (store_missing_locked(slack)) {
-			uint64_t got;
+			bool got;
 
 			pthread_mutex_unlock(&store.lock);
 			got = evict_one();
@@ -2953,6 +2963,7 @@ store_start(void)
 	store.min_free = conf.cache_min_free.percent > 0 ?
 	    (uint64_t)(conf.cache_min_free.percent / 100 * (double)total) :
 	    conf.cache_min_free.bytes;
+	store.room = total - MIN(total, store.min_free);
 	store.min_inodes = conf.cache_min_free.percent > 0 ?
 	    (uint64_t)(conf.cache_min_free.percent / 100 *
 	    (double)sv.f_files) : 0;
@@ -2999,6 +3010,7 @@ store_stop(void)
 #define AHEAD_MAX (32 * MiB)		/* read-ahead window of one stream */
 #define AHEAD_START (128 * KiB)		/* read in a row before any */
 #define FILL_INFLIGHT 8			/* fetches of one background fill */
+#define FILL_TRIES 10			/* rounds without room before it ends */
 
 struct stream {				/* the reads of one open file */
 	pthread_mutex_t lock;
@@ -3206,7 +3218,7 @@ fetch_written(struct exec_req *er)
 	struct obj *o = f->o;
 	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
 	bool complete = false, over, failed = er->res < 0;
-	bool fills = f->prio == PRIO_FILL;
+	bool fills = f->born_fill;
 
 	obj_ref(o);
 	store_settle(o, obj_bytes(o, blk, n), failed);
@@ -3289,6 +3301,8 @@ fetch_arrived(struct fetch *f, int err)
 	f->err = err;
 	if (err == -ESTALE)
 		o->gone = true;
+	if (f->born_fill)
+		o->fill_tries = err && err != -EHOSTDOWN ? o->fill_tries + 1 : 0;
 	if (err) {
 		f->state = F_FAILED;
 		fetch_unhook_locked(f);
@@ -3320,6 +3334,7 @@ fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
 	uint64_t n = (room + o->bs - 1) / o->bs;
 	struct fetch *f = calloc(1, sizeof(*f) + n * sizeof(f->sums[0]));
 	enum reason why;
+	bool have_source;
 	size_t len;
 	int r;
 
@@ -3343,6 +3358,7 @@ fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
 		o->fills += f->born_fill;
 	}
 	r = o->tab ? 0 : -ENOMEM;
+	have_source = o->bf != NULL;
 	pthread_mutex_unlock(&o->lock);
 	if (!len) {
 		free(f);
@@ -3369,7 +3385,9 @@ fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
 	} else if (o->gone) {
 		bypass(R_changing);
 	}
-	if (prio == PRIO_FILL && !f->store)
+	if (!have_source)		/* was complete when it was opened */
+		fetch_arrived(f, -EIO);
+	else if (prio == PRIO_FILL && !f->store)
 		fetch_arrived(f, -ENOSPC);
 	else
 		be->read(f);
@@ -3499,18 +3517,23 @@ fill_step(struct obj *o)
 {
 	while (!o->complete && !o->gone && !stopping) {
 		bool from_start = o->fill_pos == 0;
-		unsigned busy;
+		unsigned busy, tries;
 		size_t size;
 		char *buf;
 
 		pthread_mutex_lock(&o->lock);
 		size = fetch_gap_locked(o, &o->fill_pos, o->attr.ver.size);
 		busy = o->fills;
+		tries = o->fill_tries;
 		/* a reader that is as fast as the server fetches by itself,
 		 * and must not find on disk what could be in a buffer */
 		if (o->ahead && now_ms() - o->streamed < 200)
 			busy = FILL_INFLIGHT;
 		pthread_mutex_unlock(&o->lock);
+		if (tries >= FILL_TRIES) {
+			COUNT(fills_failed, 1);
+			return false;
+		}
 		if (!size) {		/* look once more for what failed */
 			o->fill_pos = 0;
 			if (from_start)
@@ -3521,10 +3544,8 @@ fill_step(struct obj *o)
 		    !(buf = pool_try(size, pool.size / 2)))
 			return true;
 		if (fetch_start(o, o->fill_pos, o->fill_pos + size, buf, size,
-		    PRIO_FILL) < 0) {
-			COUNT(fills_failed, 1);
-			return false;
-		}
+		    PRIO_FILL) < 0)
+			return true;	/* eviction may make room */
 	}
 	return false;
 }
@@ -3608,8 +3629,12 @@ fetch_copy_locked(struct fetch *f, char *buf, uint64_t off, uint64_t end)
 	while (f->state == F_QUEUED && r != -EINTR)
 		r = wait_on(&o->cond, &o->lock, 0);
 	r = f->state == F_QUEUED ? -EINTR : f->state == F_FAILED ? f->err : 0;
+	if (r == -ENOSPC && f->born_fill) {	/* never asked the server: */
+		r = 0;			/* our caller starts its own */
+		n = 0;
+	}
 	pthread_mutex_unlock(&o->lock);
-	if (!r)
+	if (n && !r)
 		memcpy(buf, f->buf + (off - f->off), n);
 	pthread_mutex_lock(&o->lock);
 	f->refs--;
@@ -3647,6 +3672,20 @@ obj_forget(struct obj *o, uint64_t off, size_t len)
 	obj_dirty(o);
 }
 
+/* Have o's source open: that of a complete object is not, until its cache file
+ * fails.  0; -ESTALE with *now set if the server has another version; or
+ * -errno. */
+static int
+obj_source(struct obj *o, struct attr *now)
+{
+	bool have;
+
+	pthread_mutex_lock(&o->lock);
+	have = o->bf != NULL;
+	pthread_mutex_unlock(&o->lock);
+	return have ? 0 : be->open(o, o->path, now);
+}
+
 /* Start fetches for all gaps of [off, end) while there are buffers. */
 static void
 fetch_demand(struct obj *o, uint64_t off, uint64_t end)
@@ -3680,9 +3719,14 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
 	uint64_t end = MIN(off + size, o->attr.ver.size), pos = off, to, from;
 	uint64_t began = now_us();
 	bool missed = false;
+	struct attr now;
+	int r;
 
 	if (off >= end)
 		return 0;
+	r = o->complete ? 0 : obj_source(o, &now);
+	if (r)
+		return r;
 	fetch_demand(o, off, end);
 	o->reading = end;
 	to = o->complete ? 0 : stream_note(s, off, end, &from);
@@ -3715,6 +3759,8 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
 			if (got != n) {
 				store_degrade("read", got < 0 ? (int)got : -EIO);
 				obj_forget(o, pos, (size_t)n);
+				if ((r = obj_source(o, &now)))
+					return r;
 				continue;
 			}
 			COUNT(hit_bytes, (size_t)n);
@@ -3917,6 +3963,8 @@ bdir_fetch(struct fetch *f)
 	return 0;
 }
 
+static void bdir_spawn_locked(bool demand);
+
 static void *
 bdir_thread(void *arg)
 {
@@ -3939,6 +3987,8 @@ bdir_thread(void *arg)
 		}
 		f = bdir.head[p];
 		bdir.head[p] = f->qnext;
+		if (bdir.head[PRIO_DEMAND])
+			bdir_spawn_locked(true);
 		pthread_mutex_unlock(&bdir.lock);
 		fetch_arrived(f, stopping ? -EINTR : bdir_fetch(f));
 		pthread_mutex_lock(&bdir.lock);
@@ -4013,10 +4063,13 @@ bdir_readdir(const char *path, struct dirlist *l)
 		return r;
 	}
 	while (!r && (errno = 0, e = readdir(d))) {
-		char *child = path_join(path, e->d_name);
+		char *child;
 		struct stat st;
 		struct attr a;
 
+		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+			continue;
+		child = path_join(path, e->d_name);
 		if (!child)
 			r = -ENOMEM;
 		else if (!fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW)) {
@@ -4167,7 +4220,7 @@ static struct {
 	unsigned turn;			/* who is woken next */
 	unsigned up;			/* connections in state UP */
 	uint64_t silent;		/* now_ms() since when it is, 0: not */
-	bool quit;
+	atomic_bool quit;
 	struct handle root;		/* version 3 */
 	_Atomic uint64_t readmax;
 } bnfs = { .lock = PTHREAD_MUTEX_INITIALIZER };
@@ -4238,6 +4291,8 @@ call_queue(struct call *k, bool front)
 	struct conn *c;
 
 	pthread_mutex_lock(&bnfs.lock);
+	if (k->f)			/* may have been raised meanwhile */
+		k->prio = k->f->prio;
 	p = &bnfs.head[k->prio];
 	while (!front && *p)
 		p = &(*p)->next;
@@ -4299,6 +4354,12 @@ call_again(struct call *k)
 static void
 call_answered(struct call *k, int err)
 {
+	if (backend_down) {		/* not so silent after all */
+		pthread_mutex_lock(&bnfs.lock);
+		bnfs.silent = 0;
+		backend_down = false;
+		pthread_mutex_unlock(&bnfs.lock);
+	}
 	call_land(k);
 	call_over(k, err);
 }
@@ -4374,8 +4435,9 @@ attr_sane(const struct attr *a)
 	return (a->mode & S_IFMT) && a->ver.size <= INT64_MAX;
 }
 
-/* What both versions do with the bytes of a READ.  More to come: true. */
-static bool
+/* What both versions do with the bytes of a READ.  1: there is more to come,
+ * 0: k has all; -ESTALE: k has been answered and is no more. */
+static int
 read_took(struct call *k, const void *data, size_t n, const struct attr *now)
 {
 	struct fetch *f = k->f;
@@ -4387,11 +4449,9 @@ read_took(struct call *k, const void *data, size_t n, const struct attr *now)
 	k->got += n;
 	if ((now && !version_same(&now->ver, &f->o->attr.ver)) || n == 0) {
 		call_answered(k, -ESTALE);
-		return false;
+		return -ESTALE;
 	}
-	if (k->got < f->len)
-		return true;
-	return false;
+	return k->got < f->len;
 }
 
 static void conn3_issue(struct conn *c, struct call *k);
@@ -4493,17 +4553,17 @@ conn3_reply(struct rpc_context *rpc, int status, void *data, void *arg)
 		if (pa->attributes_follow)
 			attr_from3(&now, &pa->post_op_attr_u.attributes);
 #ifdef LIBNFS_API_V2
-		if (read_took(k, NULL, ok->count,
+		r = read_took(k, NULL, ok->count,
 #else
-		if (read_took(k, ok->data.data_val, ok->data.data_len,
+		r = read_took(k, ok->data.data_val, ok->data.data_len,
 #endif
-		    pa->attributes_follow ? &now : NULL)) {
+		    pa->attributes_follow ? &now : NULL);
+		if (r > 0) {
 			call_land(k);
 			conn3_issue(c, k);
-			return;
-		}
-		if (k->c)		/* else it was answered */
+		} else if (r == 0) {
 			call_answered(k, 0);
+		}
 		return;
 	}
 	if (pa && !r) {
@@ -4636,6 +4696,7 @@ conn4_read(int err, struct nfs_context *nfs, void *data, void *arg)
 	struct call *k = arg;
 	struct conn *c = k->c;
 	struct nfsfh *fh = k->f->o->bf->open[c->idx].fh;
+	int r;
 
 	if (broke4(err)) {
 		call_again(k);
@@ -4649,10 +4710,10 @@ conn4_read(int err, struct nfs_context *nfs, void *data, void *arg)
 		conn4_issue(c, k);
 	} else if (err < 0) {
 		call_answered(k, err == -EFAULT ? -ESTALE : err);
-	} else if (read_took(k, data, (size_t)err, NULL)) {
+	} else if ((r = read_took(k, data, (size_t)err, NULL)) > 0) {
 		call_land(k);
 		conn4_issue(c, k);
-	} else if (k->c && nfs_fstat64_async(nfs, fh, conn4_read_checked, k)) {
+	} else if (!r && nfs_fstat64_async(nfs, fh, conn4_read_checked, k)) {
 		call_answered(k, -ENOMEM);
 	}
 }
@@ -4699,8 +4760,11 @@ conn4_issue_read(struct conn *c, struct call *k)
 	op->waiting = k;
 	if (k->wnext)
 		return 0;
-	return nfs_open_async(c->nfs, bf->path, O_RDONLY | O_NOFOLLOW,
-	    conn4_opened, k);
+	if (!nfs_open_async(c->nfs, bf->path, O_RDONLY | O_NOFOLLOW,
+	    conn4_opened, k))
+		return 0;
+	op->waiting = NULL;
+	return -ENOMEM;
 }
 
 /* The reply to all else, version 4. */
@@ -4860,8 +4924,13 @@ conn3_step(struct rpc_context *rpc, int status, void *data, void *arg)
 		rpc_disconnect(rpc, "next: nfsd");
 		r = r || conn3_connect(c, NFS_PROGRAM, (int)conf.nfs_port);
 	} else if (!strcmp(c->step, "connect")) {
-		FSINFO3args a = { fh3(&bnfs.root) };
+		struct handle root;
+		FSINFO3args a;
 
+		pthread_mutex_lock(&bnfs.lock);
+		root = bnfs.root;
+		pthread_mutex_unlock(&bnfs.lock);
+		a.fsroot = fh3(&root);
 		c->step = "fsinfo";
 		r = !RPC_SENT(rpc_nfs3_fsinfo_async(rpc, conn3_step, &a, c));
 	} else {
@@ -4940,12 +5009,14 @@ conn4_begin(struct conn *c)
 static void
 conn_begin(struct conn *c)
 {
+	bool have_root;
 	int r;
 
 	c->err = 0;
 	c->deadline = now_ms() + conf.nfs_timeout * 1000;
 	pthread_mutex_lock(&bnfs.lock);
 	c->state = CONNECTING;
+	have_root = bnfs.root.len > 0;
 	pthread_mutex_unlock(&bnfs.lock);
 	pthread_mutex_lock(&libnfs_lock);
 	if (bnfs.version == 4) {
@@ -4958,7 +5029,7 @@ conn_begin(struct conn *c)
 		if (!r && conf.nfs_gid != getegid())
 			rpc_set_gid(c->rpc, (int)conf.nfs_gid);
 		if (!r)
-			r = bnfs.root.len ?
+			r = have_root ?
 			    conn3_connect(c, NFS_PROGRAM, (int)conf.nfs_port) :
 			    conn3_connect(c, MOUNT_PROGRAM,
 			    (int)conf.nfs_mount_port);
@@ -4983,7 +5054,8 @@ conn_pick(struct conn *c)
 		if (i >= PRIO_AHEAD && c->nread >= CONN_WINDOW)
 			break;
 		for (struct call **p = &bnfs.head[i]; *p && !k; )
-			if ((*p)->not_before > now) {
+			/* bnfs_expire() has those that are too late */
+			if ((*p)->not_before > now || (*p)->deadline <= now) {
 				p = &(*p)->next;
 			} else {
 				k = *p;
@@ -5084,9 +5156,7 @@ conn_thread(void *arg)
 		}
 		if (c->state == DOWN && now_ms() >= c->retry_at)
 			conn_begin(c);
-		conn_turn(c, c->state == DOWN ?
-		    (int)(c->retry_at - MIN(c->retry_at, now_ms())) :
-		    c->flying ? 200 : 1000);
+		conn_turn(c, c->state == DOWN || c->flying ? 200 : 1000);
 		bnfs_expire();
 		pthread_mutex_lock(&bnfs.lock);
 		quit = bnfs.quit;
@@ -5951,17 +6021,13 @@ open_object(const char *path, struct attr *a, bool force, struct obj **op)
 	for (int tries = 0; r == -ESTALE && tries < (force ? 16 : 1); tries++) {
 		struct attr now = *a;
 		struct obj *o;
-		bool have;
 
 		if (!S_ISREG(a->mode))
 			return -ESTALE;
 		o = obj_get(a, path);
 		if (!o)
 			return -ENOMEM;
-		pthread_mutex_lock(&o->lock);
-		have = o->bf != NULL;
-		pthread_mutex_unlock(&o->lock);
-		r = have || o->complete ? 0 : be->open(o, path, &now);
+		r = o->complete ? 0 : obj_source(o, &now);
 		if (!r) {
 			*op = o;
 			return 0;

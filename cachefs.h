@@ -195,6 +195,7 @@ struct fetch {
 struct obj {
 	struct obj *next;		/* [s] table chain */
 	struct attr attr;		/* [I] */
+	char *path;			/* [I] by which it was opened first */
 	uint32_t bs;			/* [I] block size on disk */
 	uint64_t nblk;			/* [I] */
 	int refs;			/* [s] */
@@ -219,6 +220,7 @@ struct obj {
 	unsigned ahead, fills;		/* [b] such fetches in flight */
 	struct obj *fill_next;		/* fill.lock: queue */
 	_Atomic bool filling;			/* fill.lock */
+	unsigned fill_tries;		/* [b] fills failed in a row */
 	uint64_t fill_pos;		/* [o] filler: next block to look at */
 	bool dirty;			/* ckpt.lock: on the list */
 	struct obj *dirty_next;		/* ckpt.lock */
@@ -234,7 +236,7 @@ struct ent {
 	uint64_t bytes;			/* [s] allocated and reserved */
 	uint32_t live;			/* [s] objs in memory: not evictable */
 	bool pinned, complete;		/* [s] */
-	int64_t used_at;		/* [s] seconds since the epoch */
+	_Atomic int64_t used_at;	/* [a] seconds since the epoch */
 };
 
 /* A name the kernel may know: one per path, as libfuse's own nodes. */
