@@ -110,10 +110,11 @@ read_done(int status, struct nfs_context *nfs, void *data, void *priv)
 		    status == -EINTR ? "connection lost" : nfs_get_error(nfs));
 	if (status == 0 || (size_t)status > s->want - s->got)
 		errx(1, "%s: changed size while it was read", url);
-#ifndef LIBNFS_API_V2
-	memcpy(s->buf + s->got, data, (size_t)status);
+#ifdef LIBNFS_API_V2
+	(void)data;	/* it was received where it belongs */
 #else
-	(void)data;
+	if (out >= 0)
+		memcpy(s->buf + s->got, data, (size_t)status);
 #endif
 	s->got += (size_t)status;
 	s->conn->inflight--;

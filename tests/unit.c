@@ -712,7 +712,7 @@ make_obj(uint64_t size, uint32_t bs)
 
 	conf.cache_block_size = bs;
 	o = obj_new(&(struct attr){ .mode = S_IFREG | 0644, .ver = {
-		.fsid = 7, .fileid = 42, .size = size, .mtime = 1 }});
+		.fsid = 7, .fileid = 42, .size = size, .mtime = 1 }}, "/f");
 	o->rfd = open(in_tmp("data"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	o->map = calloc(1, map_size(o->nblk) + 8);
 	if (conf.cache_checksum)
@@ -733,7 +733,7 @@ have_block(struct obj *o, uint64_t i)
 static int
 read_back(const struct obj *o, bool *same)
 {
-	struct obj *n = obj_new(&o->attr);
+	struct obj *n = obj_new(&o->attr, o->path);
 	int r = idx_read(n);
 
 	*same = !r && n->bs == o->bs && n->nblk == o->nblk && n->present ==
