@@ -123,6 +123,7 @@ check-nouring: $(call variant,nouring)
 check-asan: $(call variant,asan)
 	@ASAN_OPTIONS="$(call SAN,asan):detect_stack_use_after_return=1:$$ASAN_OPTIONS" \
 	UBSAN_OPTIONS="$(call SAN,asan):print_stacktrace=1:$$UBSAN_OPTIONS" \
+	LSAN_OPTIONS="suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0" \
 	$(call SANLOG,asan) $(call RUN,build/asan,build/asan/unit) $<
 
 # TSan cannot see the kernel's half of a ring, hence the thread engine.  Older

@@ -995,10 +995,12 @@ conf_option(struct conf *c, char *opt)
 static int
 conf_options(struct conf *c, const char *arg)
 {
-	char *s = strdup(arg), *from = s, *to = s, *word = s;
-	int r = s ? 0 : -ENOMEM;
+	char *s = arg ? strdup(arg) : NULL, *from = s, *to = s, *word = s;
+	int r = 0;
 
-	for (; s && !r; from++) {
+	if (!s)
+		return -ENOMEM;
+	for (; !r; from++) {
 		if (*from == '\\' && from[1] == ',') {
 			*to++ = *++from;
 		} else if (*from == ',' || *from == '\0') {
@@ -1666,7 +1668,7 @@ name_list(struct name *n)
 	*(n->older ? &n->older->newer : &names.oldest) = n;
 	names.newest = n;
 	names.nidle++;
-	if (names.nidle > NAMES_MAX)
+	if (names.nidle > NAMES_MAX && names.oldest != n)
 		name_free_locked(names.oldest);
 }
 
@@ -2115,7 +2117,6 @@ store_missing_locked(uint64_t bytes)
 static int
 store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 {
-	struct ent *e;
 	bool fits;
 
 	if (store.degraded && now_ms() < store.retry_at) {
@@ -2136,28 +2137,24 @@ store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 		pthread_mutex_lock(&store.lock);
 		fits = !store_missing_locked(bytes);
 	}
-	e = *ent_slot(o->attr.ver.fsid, o->attr.ver.fileid);
-	if (fits && e) {
-		e->bytes += bytes;
+	if (fits) {
+		o->ent->bytes += bytes;
 		store.used += bytes;
 		store.unwritten += bytes;
 	}
 	pthread_mutex_unlock(&store.lock);
 	*why = R_no_space;
-	return fits && e ? 0 : -ENOSPC;
+	return fits ? 0 : -ENOSPC;
 }
 
 /* Reserved bytes have been written, or (lost) will never be. */
 static void
 store_settle(struct obj *o, uint64_t bytes, bool lost)
 {
-	struct ent *e;
-
 	pthread_mutex_lock(&store.lock);
 	store.unwritten -= bytes;
-	e = *ent_slot(o->attr.ver.fsid, o->attr.ver.fileid);
-	if (lost && e && !o->superseded) {
-		e->bytes -= bytes;
+	if (lost && !o->superseded) {
+		o->ent->bytes -= bytes;
 		store.used -= bytes;
 	}
 	pthread_mutex_unlock(&store.lock);
@@ -2255,7 +2252,8 @@ idx_write(struct obj *o)
 	    (o->sums ? IDX_SUMS : 0) | (o->pinned ? IDX_PINNED : 0);
 	if (h.flags & IDX_COMPLETE)
 		map = 0;
-	memcpy(body, o->map, map);
+	if (map && o->map)
+		memcpy(body, o->map, map);
 	if (sums)
 		memcpy(body + map, o->sums, sums);
 	rfd = o->rfd;
@@ -2339,8 +2337,8 @@ obj_load(struct obj *o, const char *path)
 	char p[64];
 	const struct version *v = &o->attr.ver;
 	pthread_mutex_t *k = key_lock(v->fsid, v->fileid);
+	struct ent *e = o->ent;
 	struct stat st;
-	struct ent *e;
 	int r;
 
 	o->bypass = store_refuses(path, v->size);
@@ -2365,7 +2363,6 @@ obj_load(struct obj *o, const char *path)
 	if (r)
 		store_unlink(v->fsid, v->fileid);
 	pthread_mutex_lock(&store.lock);
-	e = *ent_slot(v->fsid, v->fileid);
 	store.used -= e->bytes;
 	e->bytes = r ? 0 : (uint64_t)st.st_blocks * 512 + idx_bytes(o);
 	store.used += e->bytes;
@@ -2454,6 +2451,7 @@ obj_get(const struct attr *a, const char *path)
 			old->superseded = true;
 	o->next = *b;
 	*b = o;
+	o->ent = e;
 	e->live++;
 	e->used_at = time(NULL);
 	if (!new)
@@ -2485,8 +2483,8 @@ obj_put(struct obj *o)
 {
 	char p[64];
 	const struct version *v = &o->attr.ver;
+	struct ent *e = o->ent;
 	struct obj **pp;
-	struct ent *e;
 
 	pthread_mutex_lock(&store.lock);
 	if (--o->refs > 0) {
@@ -2497,7 +2495,6 @@ obj_put(struct obj *o)
 	while (*pp != o)
 		pp = &(*pp)->next;
 	*pp = o->next;
-	e = *ent_slot(v->fsid, v->fileid);
 	if (--e->live == 0 && !o->present && !e->bytes)
 		ent_free_locked(e);
 	else
@@ -2623,8 +2620,8 @@ ckpt_one(struct obj *o, bool quit)
 	pthread_mutex_unlock(&o->lock);
 	if (same && o->complete) {
 		pthread_mutex_lock(&store.lock);
-		e = *ent_slot(o->attr.ver.fsid, o->attr.ver.fileid);
-		if (e && !o->superseded) {
+		e = o->ent;
+		if (!o->superseded) {
 			store.used += bytes - e->bytes;
 			e->bytes = bytes;
 			store.ncomplete += !e->complete;
@@ -3236,7 +3233,7 @@ fetch_written(struct exec_req *er)
 			o->sums[blk + i] = f->sums[i];
 	}
 	if (!failed && o->present == o->nblk)
-		complete = o->complete = true;
+		o->complete = complete = true;
 	f->state = F_KEPT;
 	f->wanted = f->off + f->len > o->reading &&
 	    f->off < o->reading + AHEAD_MAX;
@@ -4287,6 +4284,7 @@ conn_wake(struct conn *c)
 static void
 call_queue(struct call *k, bool front)
 {
+	unsigned n = MAX(conf.nfs_connections, 1);
 	struct call **p;
 	struct conn *c;
 
@@ -4298,9 +4296,9 @@ call_queue(struct call *k, bool front)
 		p = &(*p)->next;
 	k->next = *p;
 	*p = k;
-	c = &bnfs.conn[bnfs.turn++ % conf.nfs_connections];
-	for (unsigned i = 0; c->state != UP && i < conf.nfs_connections; i++)
-		c = &bnfs.conn[bnfs.turn++ % conf.nfs_connections];
+	c = &bnfs.conn[bnfs.turn++ % n];
+	for (unsigned i = 0; c->state != UP && i < n; i++)
+		c = &bnfs.conn[bnfs.turn++ % n];
 	pthread_mutex_unlock(&bnfs.lock);
 	conn_wake(c);
 }
@@ -4623,6 +4621,8 @@ conn3_issue(struct conn *c, struct call *k)
 		break;
 	}
 	case CALL_READ: {
+		if (!k->f)
+			break;
 		READ3args a = { .file = fh, .offset = k->f->off + k->got,
 			.count = (count3)MIN(k->f->len - k->got, bnfs.readmax) };
 
@@ -4660,12 +4660,13 @@ attr_from4(struct attr *a, const struct nfs_stat_64 *s)
 
 static void conn4_issue(struct conn *c, struct call *k);
 
-/* Did the connection break, rather than the server answer? */
+/* Did the connection break, rather than the server answer?  libnfs says EFAULT
+ * when it fails all requests of a lost one, and EINTR when it is destroyed. */
 static bool
 broke4(int err)
 {
-	return err == -EINTR || err == -ETIMEDOUT || err == -ECONNRESET ||
-	    err == -EPIPE;
+	return err == -EINTR || err == -EFAULT || err == -ETIMEDOUT ||
+	    err == -ECONNRESET || err == -EPIPE;
 }
 
 /* The attributes after a READ: only if they are still the same are its bytes
@@ -4698,18 +4699,17 @@ conn4_read(int err, struct nfs_context *nfs, void *data, void *arg)
 	struct nfsfh *fh = k->f->o->bf->open[c->idx].fh;
 	int r;
 
-	if (broke4(err)) {
-		call_again(k);
-	} else if (err < 0 && !k->eof) {
-		/* the server may have lost the open file's state (libnfs says
-		 * EFAULT): open it anew, once */
-		k->eof = true;
-		if (k->f->o->bf->open[c->idx].fh == fh)
+	if (broke4(err) || (err < 0 && !k->eof)) {
+		/* or the server lost the open file's state: open it anew, once;
+		 * not from here, where the context may be about to go */
+		if (!broke4(err)) {
+			k->eof = true;
 			k->f->o->bf->open[c->idx].fh = NULL;
-		call_land(k);
-		conn4_issue(c, k);
+		}
+		k->not_before = err == -EFAULT ? now_ms() + 50 : 0;
+		call_again(k);
 	} else if (err < 0) {
-		call_answered(k, err == -EFAULT ? -ESTALE : err);
+		call_answered(k, err);
 	} else if ((r = read_took(k, data, (size_t)err, NULL)) > 0) {
 		call_land(k);
 		conn4_issue(c, k);
@@ -5821,7 +5821,7 @@ op_set_aside(const struct attr *a)
 	if (len > 256)
 		return;
 	memcpy(m.names, looking_up.name, len);
-	len += (size_t)snprintf(m.names + len, 64, "%s%u", ASIDE_PREFIX + 1,
+	len += (size_t)snprintf(m.names + len, 64, "%s%u", &ASIDE_PREFIX[1],
 	    n) + 1;
 	fb.size = offsetof(typeof(m), names) + len;
 	m.h = (struct fuse_in_header){ .len = (uint32_t)fb.size,
@@ -6782,17 +6782,12 @@ mountpoint_path(const char *arg)
 static int
 mountpoint_check(void)
 {
-	char type[64] = "", *path = mountpoint_path(conf.mountpoint);
+	char type[64] = "", *path = conf.mountpoint;
 	struct stat st;
 	int r;
 
-	if (!path) {
-		log_error("mount point %s: %s", conf.mountpoint,
-		    strerror(errno));
-		return -ENOENT;
-	}
 	if (mounted_at(path, type) && !strcmp(type, "fuse.cachefs")) {
-		char *ctl = path_join(path, CTL_STATS + 1);
+		char *ctl = path_join(path, &CTL_STATS[1]);
 		int fd = ctl ? open(ctl, O_RDONLY | O_CLOEXEC) : -1;
 
 		r = fd < 0 ? -errno : 0;	/* stat() may be cached */
@@ -6801,7 +6796,6 @@ mountpoint_check(void)
 		if (r != -ENOTCONN && r != -ECONNABORTED) {
 			log_error("mount point %s: a cachefs is already mounted "
 			    "there", path);
-			free(path);
 			return -EBUSY;
 		}
 		if (umount2(path, MNT_DETACH)) {
@@ -6824,8 +6818,7 @@ mountpoint_check(void)
 	if (!r && !S_ISDIR(st.st_mode))
 		r = -ENOTDIR;
 	if (r)
-		log_error("mount point %s: %s", conf.mountpoint, strerror(-r));
-	conf.mountpoint = path;
+		log_error("mount point %s: %s", path, strerror(-r));
 	return r;
 }
 
@@ -6925,6 +6918,7 @@ mount_fuse(void)
 	    conf.mount_flags & MS_NODEV ? ",nodev" : ",dev",
 	    conf.mount_flags & MS_NOEXEC ? ",noexec" : "") < 0) {
 		log_error("out of memory");
+		free(esc);
 		return -ENOMEM;
 	}
 	free(esc);
@@ -7125,8 +7119,10 @@ parse_args(int argc, char **argv)
 		conf.foreground |= c == 'f';
 	}
 	if (!r && (argc - optind < 1 || argc - optind > 2)) {
-		log_error(argc - optind < 1 ? "no mount point given" :
-		    "too many arguments");
+		if (argc - optind < 1)
+			log_error("no mount point given");
+		else
+			log_error("too many arguments: %s", argv[optind + 2]);
 		fprintf(stderr, "Try 'cachefs -h'.\n");
 		return EXIT_USAGE;
 	}
@@ -7143,6 +7139,17 @@ parse_args(int argc, char **argv)
 }
 
 #ifndef CACHEFS_NO_MAIN
+static void
+make_absolute(char **path)
+{
+	char *real = mountpoint_path(*path);
+
+	if (real) {
+		free(*path);
+		*path = real;
+	}
+}
+
 int
 main(int argc, char **argv)
 {
@@ -7169,16 +7176,12 @@ main(int argc, char **argv)
 	logs.level = conf.debug ? LOG_DBG : (int)conf.log_level;
 	logs.syslog = conf.log_target == 2;
 	/* the daemon changes its directory */
-	real = realpath(conf.cache_dir, NULL);
-	if (!real && *conf.cache_dir != '/')
-		real = mountpoint_path(conf.cache_dir);
-	if (real)
-		conf.cache_dir = real;
+	make_absolute(&conf.cache_dir);
+	if (strstr(conf.nfs_backend, ":/") == NULL)
+		make_absolute(&conf.nfs_backend);
 	real = mountpoint_path(conf.mountpoint);
 	if (real)
 		conf.mountpoint = real;
-	if (*conf.nfs_backend != '/' && (real = realpath(conf.nfs_backend, NULL)))
-		conf.nfs_backend = real;
 	return conf.foreground ? run(-1) : daemonize();
 }
 #endif

@@ -194,6 +194,7 @@ struct fetch {
 /* One version of one file, alive while anything uses it. */
 struct obj {
 	struct obj *next;		/* [s] table chain */
+	struct ent *ent;		/* [I] its line in the registry */
 	struct attr attr;		/* [I] */
 	char *path;			/* [I] by which it was opened first */
 	uint32_t bs;			/* [I] block size on disk */
