@@ -2254,7 +2254,7 @@ idx_write(struct obj *o)
 		map = 0;
 	if (map && o->map)
 		memcpy(body, o->map, map);
-	if (sums)
+	if (sums && o->sums)
 		memcpy(body + map, o->sums, sums);
 	rfd = o->rfd;
 	pthread_mutex_unlock(&o->lock);
