@@ -7003,7 +7003,7 @@ run(int ready)
 	int r;
 
 	umask(077);
-	mallopt(M_ARENA_MAX, 4);
+	mallopt(M_ARENA_MAX, 2);
 	mallopt(M_MMAP_THRESHOLD, 4 * (int)MiB);
 	mallopt(M_TRIM_THRESHOLD, 4 * (int)MiB);
 	if (!getrlimit(RLIMIT_NOFILE, &rl)) {
