@@ -57,6 +57,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/queue.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -179,9 +180,38 @@ log_at(int level, const char *fmt, ...)
 #define log_info(...) log_at(LOG_INFO_, __VA_ARGS__)
 #define log_debug(...) log_at(LOG_DBG, __VA_ARGS__)
 
+/* Say what failed and be the value to return: `return fail(-EIO, ...)`. */
+#define fail(err, ...) (log_error(__VA_ARGS__), (err))
+
 /* === log ==================================================== End === */
 
 /* === util: time, bytes, interruptible waits =============== Begin === */
+
+/* Hold a lock to the end of the enclosing block, or (WITH_LOCK) for the next
+ * statement; it is released however that is left.  WITH_LOCK is a loop of one
+ * turn: break and continue inside are its own. */
+#define LOCK_GUARD_(m, id) \
+	__attribute__((cleanup(lk_release), unused)) pthread_mutex_t *id = \
+	    lk_take(m)
+#define GUARD_AT_(m, line) LOCK_GUARD_(m, guard_##line)
+#define GUARD_AT(m, line) GUARD_AT_(m, line)
+#define GUARD(m) GUARD_AT(m, __LINE__)
+#define WITH_LOCK(m) \
+	for (LOCK_GUARD_(m, with_); with_; lk_release(&with_), with_ = NULL)
+
+static pthread_mutex_t *
+lk_take(pthread_mutex_t *m)
+{
+	pthread_mutex_lock(m);
+	return m;
+}
+
+static void
+lk_release(pthread_mutex_t **m)
+{
+	if (*m)
+		pthread_mutex_unlock(*m);
+}
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
@@ -345,13 +375,12 @@ static struct {
 static void
 req_interrupt(uint64_t unique)
 {
-	pthread_mutex_lock(&reqs.lock);
+	GUARD(&reqs.lock);
 	for (struct req *r = reqs.waiting; r; r = r->next)
 		if (r->unique == unique) {
 			r->interrupted = true;
 			pthread_cond_broadcast(r->cond);
 		}
-	pthread_mutex_unlock(&reqs.lock);
 }
 
 /* Is the thread that sent this request about to die?  The kernel interrupts
@@ -398,23 +427,21 @@ wait_on(pthread_cond_t *cond, pthread_mutex_t *m, uint64_t until)
 		t = until;
 	ts = (struct timespec){ (time_t)(t / 1000), (long)(t % 1000) * 1000000 };
 	if (cur) {
-		pthread_mutex_lock(&reqs.lock);
+		GUARD(&reqs.lock);
 		cur->cond = cond;
 		cur->next = reqs.waiting;
 		reqs.waiting = cur;
-		pthread_mutex_unlock(&reqs.lock);
 	}
 	r = pthread_cond_clockwait(cond, m, CLOCK_MONOTONIC, &ts);
 	if (cur) {
 		struct req **p;
 
-		pthread_mutex_lock(&reqs.lock);
+		GUARD(&reqs.lock);
 		for (p = &reqs.waiting; *p != cur; p = &(*p)->next)
 			;
 		*p = cur->next;
 		check = cur->interrupted || r == ETIMEDOUT;
 		cur->interrupted = false;
-		pthread_mutex_unlock(&reqs.lock);
 	}
 	if (stopping && cur)
 		return -EINTR;
@@ -5338,16 +5365,16 @@ bnfs_raise(struct fetch *f)
 {
 	struct call *k = NULL;
 
-	pthread_mutex_lock(&bnfs.lock);
-	for (int i = PRIO_AHEAD; i < PRIO_N && !k; i++)
-		for (struct call **p = &bnfs.head[i]; *p && !k; p = &(*p)->next)
-			if ((*p)->f == f) {
-				k = *p;
-				*p = k->next;
-				k->prio = PRIO_DEMAND;
-				break;
-			}
-	pthread_mutex_unlock(&bnfs.lock);
+	WITH_LOCK(&bnfs.lock)
+		for (int i = PRIO_AHEAD; i < PRIO_N && !k; i++)
+			for (struct call **p = &bnfs.head[i]; *p && !k;
+			    p = &(*p)->next)
+				if ((*p)->f == f) {
+					k = *p;
+					*p = k->next;
+					k->prio = PRIO_DEMAND;
+					break;
+				}
 	if (k)
 		call_queue(k, false);
 }
