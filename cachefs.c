@@ -57,7 +57,6 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
-#include <sys/queue.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -337,7 +336,9 @@ sys_close(int *fd)
 	*fd = -1;
 }
 
-/* Start a thread with all signals blocked; they are main's. 0 or -errno. */
+/* Start a thread with all signals blocked; they are main's.  The stack is
+ * only address space until it is used: libnfs takes one frame for each entry of
+ * a listing, up to 32,000 in its largest reply.  0 or -errno. */
 static int
 sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
 {
@@ -346,7 +347,7 @@ sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
 
 	if (pthread_attr_init(&a))
 		return -ENOMEM;
-	pthread_attr_setstacksize(&a, 256 * KiB);
+	pthread_attr_setstacksize(&a, THREAD_STACK);
 	r = pthread_create(tid, &a, fn, arg);
 	pthread_attr_destroy(&a);
 	return -r;
@@ -479,6 +480,12 @@ static void
 bit_set(uint64_t *map, uint64_t i)
 {
 	map[i / 64] |= (uint64_t)1 << i % 64;
+}
+
+static void
+bit_clear(uint64_t *map, uint64_t i)
+{
+	map[i / 64] &= ~((uint64_t)1 << i % 64);
 }
 
 static void
@@ -1110,7 +1117,7 @@ conf_check(const struct conf *c)
 
 struct pool_waiter {
 	pthread_cond_t cond;
-	struct pool_waiter *next;
+	TAILQ_ENTRY(pool_waiter) next;
 };
 
 static struct {
@@ -1122,21 +1129,23 @@ static struct {
 	uint64_t (*map)[SLAB_WORDS];	/* granules in use */
 	unsigned *nfree;		/* granules free in each slab */
 	size_t used;			/* bytes */
-	struct pool_waiter *head, **tail;
-	struct fetch *oldest, *newest;	/* kept buffers, see fetch */
-} pool = { .lock = PTHREAD_MUTEX_INITIALIZER };
+	TAILQ_HEAD(, pool_waiter) waiters; /* in order */
+	TAILQ_HEAD(, fetch) kept;	/* oldest first, see fetch */
+} pool = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.waiters = TAILQ_HEAD_INITIALIZER(pool.waiters),
+	.kept = TAILQ_HEAD_INITIALIZER(pool.kept) };
 
 /* Map and cut the pool.  0 or -errno. */
 static int
 pool_start(size_t size, size_t block)
 {
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	const int prot = PROT_READ | PROT_WRITE;
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
 
 	pool.gran = MIN(MAX(block, DIO_ALIGN), IO_MAX);
 	pool.per = (unsigned)(IO_MAX / pool.gran);
 	pool.nslab = (unsigned)(size / IO_MAX);
 	pool.size = (size_t)pool.nslab * IO_MAX;
-	pool.tail = &pool.head;
 	pool.map = calloc(pool.nslab, sizeof(*pool.map));
 	pool.nfree = calloc(pool.nslab, sizeof(*pool.nfree));
 	if (!pool.map || !pool.nfree)
@@ -1146,15 +1155,14 @@ pool_start(size_t size, size_t block)
 	pool.base = MAP_FAILED;
 	if (conf.use_hugepages) {
 		pool.size = ROUND_UP(pool.size, 2 * MiB);
-		pool.base = mmap(NULL, pool.size, PROT_READ | PROT_WRITE,
-		    flags | MAP_HUGETLB, -1, 0);
+		pool.base = mmap(NULL, pool.size, prot, flags | MAP_HUGETLB,
+		    -1, 0);
 		if (pool.base == MAP_FAILED)
 			log_info("no huge pages are reserved (vm.nr_hugepages); "
 			    "asking for transparent ones");
 	}
 	if (pool.base == MAP_FAILED) {
-		pool.base = mmap(NULL, pool.size, PROT_READ | PROT_WRITE, flags,
-		    -1, 0);
+		pool.base = mmap(NULL, pool.size, prot, flags, -1, 0);
 		if (pool.base == MAP_FAILED)
 			return -errno;
 		if (conf.use_hugepages)
@@ -1173,7 +1181,21 @@ pool_stop(void)
 	pool.base = NULL;
 }
 
-/* n free granules in a row, or NULL.  Caller holds pool.lock. */
+/* Granules that hold len bytes. */
+static unsigned
+pool_granules(size_t len)
+{
+	return (unsigned)((len + pool.gran - 1) / pool.gran);
+}
+
+static void
+pool_wake_locked(void)
+{
+	if (!TAILQ_EMPTY(&pool.waiters))
+		pthread_cond_signal(&TAILQ_FIRST(&pool.waiters)->cond);
+}
+
+/* n free granules in a row, or NULL. */
 static char *
 pool_take_locked(unsigned n)
 {
@@ -1200,19 +1222,20 @@ pool_take_locked(unsigned n)
 static char *
 pool_try(size_t len, size_t spare)
 {
-	unsigned n = (unsigned)(ROUND_UP(len, pool.gran) / pool.gran);
-	char *p = NULL;
+	unsigned n = pool_granules(len);
 	bool wait;
 
-	for (;;) {
-		pthread_mutex_lock(&pool.lock);
-		wait = pool.head != NULL;
+	do {
+		GUARD(&pool.lock);
+		char *buf = NULL;
+
+		wait = !TAILQ_EMPTY(&pool.waiters);
 		if (!wait && pool.used + n * pool.gran + spare <= pool.size)
-			p = pool_take_locked(n);
-		pthread_mutex_unlock(&pool.lock);
-		if (p || wait || !pool.reclaim())
-			return p;
-	}
+			buf = pool_take_locked(n);
+		if (buf)
+			return buf;
+	} while (!wait && pool.reclaim());
+	return NULL;
 }
 
 /* The same, waiting in turn.  NULL only if the caller's process is being
@@ -1220,41 +1243,34 @@ pool_try(size_t len, size_t spare)
 static char *
 pool_get(size_t len)
 {
-	unsigned n = (unsigned)(ROUND_UP(len, pool.gran) / pool.gran);
-	struct pool_waiter me = { .cond = PTHREAD_COND_INITIALIZER }, **p;
-	char *buf;
+	struct pool_waiter me = { .cond = PTHREAD_COND_INITIALIZER };
+	char *buf = pool_try(len, 0);
 	int r = 0;
 
-	buf = pool_try(len, 0);
 	if (buf)
 		return buf;
 	COUNT(buffer_waits, 1);
 	pthread_mutex_lock(&pool.lock);
-	*pool.tail = &me;
-	pool.tail = &me.next;
+	TAILQ_INSERT_TAIL(&pool.waiters, &me, next);
 	while (r != -EINTR) {
-		if (pool.head == &me && (buf = pool_take_locked(n)))
-			break;
-		if (pool.head == &me && pool.oldest) {
-			bool got;
+		bool first = TAILQ_FIRST(&pool.waiters) == &me, freed = false;
 
+		if (first && (buf = pool_take_locked(pool_granules(len))))
+			break;
+		if (first && !TAILQ_EMPTY(&pool.kept)) {
 			pthread_mutex_unlock(&pool.lock);
-			got = pool.reclaim();
+			freed = pool.reclaim();
 			pthread_mutex_lock(&pool.lock);
-			if (got)
-				continue;
-			if ((buf = pool_take_locked(n)))
+			if (!freed)
+				buf = pool_take_locked(pool_granules(len));
+			if (buf)
 				break;
 		}
-		r = wait_on(&me.cond, &pool.lock, 0);
+		if (!freed)
+			r = wait_on(&me.cond, &pool.lock, 0);
 	}
-	for (p = &pool.head; *p != &me; p = &(*p)->next)
-		;
-	*p = me.next;
-	if (!*p)
-		pool.tail = p;
-	if (pool.head)
-		pthread_cond_signal(&pool.head->cond);
+	TAILQ_REMOVE(&pool.waiters, &me, next);
+	pool_wake_locked();
 	pthread_mutex_unlock(&pool.lock);
 	pthread_cond_destroy(&me.cond);
 	return buf;
@@ -1264,19 +1280,16 @@ pool_get(size_t len)
 static void
 pool_put(char *buf, size_t len)
 {
-	unsigned n = (unsigned)(ROUND_UP(len, pool.gran) / pool.gran);
 	size_t at = (size_t)(buf - pool.base);
-	unsigned s = (unsigned)(at / IO_MAX);
+	unsigned n = pool_granules(len), s = (unsigned)(at / IO_MAX);
 	unsigned i = (unsigned)(at % IO_MAX / pool.gran);
 
-	pthread_mutex_lock(&pool.lock);
+	GUARD(&pool.lock);
 	for (unsigned k = i; k < i + n; k++)
-		pool.map[s][k / 64] &= ~((uint64_t)1 << k % 64);
+		bit_clear(pool.map[s], k);
 	pool.nfree[s] += n;
 	pool.used -= n * pool.gran;
-	if (pool.head)
-		pthread_cond_signal(&pool.head->cond);
-	pthread_mutex_unlock(&pool.lock);
+	pool_wake_locked();
 }
 
 /* === pool =================================================== End === */
@@ -1298,7 +1311,7 @@ static struct {
 	unsigned ntid;			/* [I] */
 	pthread_mutex_t lock;		/* the rest */
 	pthread_cond_t cond;		/* threads: something is queued */
-	struct exec_req *head, **tail;
+	STAILQ_HEAD(exec_list, exec_req) queue;
 	bool quit;
 	int wake;			/* [I] eventfd: ring has work */
 	bool kicked;			/* wake was written, not yet read */
@@ -1308,7 +1321,15 @@ static struct {
 	uint64_t wakebuf;		/* [o] */
 #endif
 } exec = { .lock = PTHREAD_MUTEX_INITIALIZER,
-	.cond = PTHREAD_COND_INITIALIZER, .wake = -1 };
+	.cond = PTHREAD_COND_INITIALIZER, .wake = -1,
+	.queue = STAILQ_HEAD_INITIALIZER(exec.queue) };
+
+static void
+exec_kick(void)
+{
+	if (eventfd_write(exec.wake, 1))
+		log_error("exec: eventfd: %s", strerror(errno));
+}
 
 /* Hand r to the engine; r->done(r) is called when it is over. */
 static void
@@ -1316,18 +1337,16 @@ exec_submit(struct exec_req *r)
 {
 	bool kick = false;
 
-	r->next = NULL;
 	r->did = 0;
-	pthread_mutex_lock(&exec.lock);
-	*exec.tail = r;
-	exec.tail = &r->next;
-	if (!exec.uring)
-		pthread_cond_signal(&exec.cond);
-	else if (!exec.kicked)
-		kick = exec.kicked = true;
-	pthread_mutex_unlock(&exec.lock);
-	if (kick && eventfd_write(exec.wake, 1))
-		log_error("exec: eventfd: %s", strerror(errno));
+	WITH_LOCK(&exec.lock) {
+		STAILQ_INSERT_TAIL(&exec.queue, r, next);
+		if (!exec.uring)
+			pthread_cond_signal(&exec.cond);
+		else if (!exec.kicked)
+			kick = exec.kicked = true;
+	}
+	if (kick)
+		exec_kick();
 }
 
 static void
@@ -1343,7 +1362,7 @@ exec_thread(void *arg)
 	(void)arg;
 	pthread_mutex_lock(&exec.lock);
 	for (;;) {
-		struct exec_req *r = exec.head;
+		struct exec_req *r = STAILQ_FIRST(&exec.queue);
 		ssize_t n;
 
 		if (!r && exec.quit)
@@ -1352,9 +1371,7 @@ exec_thread(void *arg)
 			pthread_cond_wait(&exec.cond, &exec.lock);
 			continue;
 		}
-		exec.head = r->next;
-		if (!exec.head)
-			exec.tail = &exec.head;
+		STAILQ_REMOVE_HEAD(&exec.queue, next);
 		pthread_mutex_unlock(&exec.lock);
 		if (r->op == EXEC_READ) {
 			n = sys_pread(r->fd, r->buf, r->len, r->off);
@@ -1396,37 +1413,22 @@ exec_prep(struct exec_req *r, struct io_uring_sqe *sqe)
 		count.queue_depth_max = exec.inflight;
 }
 
-/* One completion: an error, the end, or short and to go on.  Returns r when
- * it has to be submitted again. */
-static struct exec_req *
-exec_complete(struct exec_req *r, int res)
+/* One completion: an error, the end, or short and to go on; then it is queued
+ * on todo. */
+static void
+exec_complete(struct exec_req *r, int res, struct exec_list *todo)
 {
 	exec.inflight--;
 	COUNT(cqe_completed, 1);
-	if (res == -EAGAIN || res == -EINTR)
-		return r;
 	if (res > 0)
 		r->did += (size_t)res;
-	if (res > 0 && r->did < r->len)
-		return r;
+	if ((res > 0 && r->did < r->len) || res == -EAGAIN || res == -EINTR) {
+		STAILQ_INSERT_TAIL(todo, r, next);
+		return;
+	}
 	if (res == 0 && r->op == EXEC_WRITE)
 		res = -EIO;
 	exec_finish(r, res < 0 ? res : (int)r->did);
-	return NULL;
-}
-
-/* Take what others queued; re-arm the eventfd read. */
-static void
-exec_take(struct exec_req ***tail, bool *quit)
-{
-	pthread_mutex_lock(&exec.lock);
-	**tail = exec.head;
-	if (exec.head)
-		*tail = exec.tail;
-	exec.head = NULL;
-	exec.tail = &exec.head;
-	*quit = exec.quit;
-	pthread_mutex_unlock(&exec.lock);
 }
 
 /* The ring's one owner.  The eventfd is read through the ring itself, so that
@@ -1434,7 +1436,7 @@ exec_take(struct exec_req ***tail, bool *quit)
 static void *
 exec_ring(void *arg)
 {
-	struct exec_req *todo = NULL, **tail = &todo;
+	struct exec_list todo = STAILQ_HEAD_INITIALIZER(todo);
 	bool quit = false, armed = false;
 
 	(void)arg;
@@ -1442,51 +1444,46 @@ exec_ring(void *arg)
 	for (;;) {
 		struct io_uring_cqe *cqe;
 		struct io_uring_sqe *sqe;
+		struct exec_req *q;
 		unsigned head, n = 0;
 		bool some = false;
 		int r;
 
-		exec_take(&tail, &quit);
-		if (quit && !todo && !exec.inflight)
-			break;
+		WITH_LOCK(&exec.lock) {
+			STAILQ_CONCAT(&todo, &exec.queue);
+			quit = exec.quit;
+		}
+		if (quit && STAILQ_EMPTY(&todo) && !exec.inflight)
+			return NULL;
 		if (!armed && (sqe = io_uring_get_sqe(&exec.ring))) {
 			io_uring_prep_read(sqe, exec.wake, &exec.wakebuf,
 			    sizeof(exec.wakebuf), 0);
 			io_uring_sqe_set_data(sqe, NULL);
 			armed = true;
 		}
-		while (todo && exec.inflight < conf.queue_depth &&
+		while ((q = STAILQ_FIRST(&todo)) &&
+		    exec.inflight < conf.queue_depth &&
 		    (sqe = io_uring_get_sqe(&exec.ring))) {
-			struct exec_req *next = todo->next;
-
-			exec_prep(todo, sqe);
-			todo = next;
+			STAILQ_REMOVE_HEAD(&todo, next);
+			exec_prep(q, sqe);
 			some = true;
 		}
-		if (!todo)
-			tail = &todo;
 		r = io_uring_submit_and_wait(&exec.ring, 1);
 		COUNT(submit_calls, some);
 		if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
 			log_error("io_uring_submit_and_wait: %s", strerror(-r));
 		io_uring_for_each_cqe(&exec.ring, head, cqe) {
-			struct exec_req *q = io_uring_cqe_get_data(cqe);
-
 			n++;
-			if (!q) {
-				armed = false;
-				pthread_mutex_lock(&exec.lock);
-				exec.kicked = false;
-				pthread_mutex_unlock(&exec.lock);
-			} else if ((q = exec_complete(q, cqe->res))) {
-				q->next = NULL;
-				*tail = q;
-				tail = &q->next;
+			if ((q = io_uring_cqe_get_data(cqe))) {
+				exec_complete(q, cqe->res, &todo);
+				continue;
 			}
+			armed = false;
+			WITH_LOCK(&exec.lock)
+				exec.kicked = false;
 		}
 		io_uring_cq_advance(&exec.ring, n);
 	}
-	return NULL;
 }
 
 /* Set the ring up with the best flags this kernel takes.  0 or -errno. */
@@ -1527,41 +1524,35 @@ exec_ring_init(void)
 	}
 	return 0;
 }
+#else
+static int
+exec_ring_init(void)
+{
+	return -ENOSYS;
+}
+#define exec_ring exec_thread
 #endif
 
 /* Start the engine.  0 or -errno after a message. */
 static int
 exec_start(void)
 {
-	int r = -ENOSYS;
+	int r = conf.use_io_uring == NO ? -ENOSYS : exec_ring_init();
 
-	exec.tail = &exec.head;
-#if WITH_URING
-	if (conf.use_io_uring != NO) {
-		r = exec_ring_init();
-		if (r && conf.use_io_uring == YES) {
-			log_error("nvme_use_io_uring=yes, but io_uring is "
-			    "refused here: %s", strerror(-r));
-			return r;
-		}
-		if (r)
-			log_warn("io_uring is refused here (%s); using the "
-			    "thread engine", strerror(-r));
-	}
-#endif
+	if (r && conf.use_io_uring == YES)
+		return fail(r, "nvme_use_io_uring=yes, but io_uring is refused "
+		    "here: %s", strerror(-r));
+	if (r && WITH_URING && conf.use_io_uring == AUTO)
+		log_warn("io_uring is refused here (%s); using the thread "
+		    "engine", strerror(-r));
 	exec.uring = r == 0;
-	unsigned want = exec.uring ? 1 : EXEC_THREADS;
-	for (exec.ntid = 0; exec.ntid < want; exec.ntid++) {
-#if WITH_URING
-		if (exec.uring)
-			r = sys_thread(&exec.tid[0], exec_ring, NULL);
-		else
-#endif
-			r = sys_thread(&exec.tid[exec.ntid], exec_thread, NULL);
-		if (r) {
-			log_error("cannot start a thread: %s", strerror(-r));
-			return r;
-		}
+	for (unsigned i = 0; i < (exec.uring ? 1 : EXEC_THREADS); i++) {
+		r = sys_thread(&exec.tid[i], exec.uring ? exec_ring :
+		    exec_thread, NULL);
+		if (r)
+			return fail(r, "cannot start a thread: %s",
+			    strerror(-r));
+		exec.ntid++;
 	}
 	return 0;
 }
@@ -1570,12 +1561,12 @@ exec_start(void)
 static void
 exec_stop(void)
 {
-	pthread_mutex_lock(&exec.lock);
-	exec.quit = true;
-	pthread_cond_broadcast(&exec.cond);
-	pthread_mutex_unlock(&exec.lock);
-	if (exec.uring && eventfd_write(exec.wake, 1))
-		log_error("exec: eventfd: %s", strerror(errno));
+	WITH_LOCK(&exec.lock) {
+		exec.quit = true;
+		pthread_cond_broadcast(&exec.cond);
+	}
+	if (exec.uring)
+		exec_kick();
 	for (unsigned i = 0; i < exec.ntid; i++)
 		pthread_join(exec.tid[i], NULL);
 #if WITH_URING
@@ -1598,10 +1589,9 @@ exec_wait_done(struct exec_req *r)
 {
 	struct exec_wait *w = (struct exec_wait *)r;	/* er is first */
 
-	pthread_mutex_lock(&w->lock);
+	GUARD(&w->lock);
 	w->over = true;
 	pthread_cond_signal(&w->cond);
-	pthread_mutex_unlock(&w->lock);
 }
 
 /* Read from a cache file and wait for it: what the page cache has is copied
@@ -1610,22 +1600,19 @@ static ssize_t
 exec_read(int fd, char *buf, size_t len, uint64_t off)
 {
 	struct iovec iov = { buf, len };
-	ssize_t n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT);
+	ssize_t n = MAX(preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT), 0);
 	struct exec_wait w = { .lock = PTHREAD_MUTEX_INITIALIZER,
-		.cond = PTHREAD_COND_INITIALIZER };
+		.cond = PTHREAD_COND_INITIALIZER,
+		.er = { .op = EXEC_READ, .fd = fd, .buf = buf + n,
+			.len = len - (size_t)n, .off = off + (size_t)n,
+			.done = exec_wait_done } };
 
 	if (n == (ssize_t)len)
 		return n;
-	if (n < 0)
-		n = 0;
-	w.er = (struct exec_req){ .op = EXEC_READ, .fd = fd, .buf = buf + n,
-		.len = len - (size_t)n, .off = off + (size_t)n,
-		.done = exec_wait_done };
 	exec_submit(&w.er);
-	pthread_mutex_lock(&w.lock);
-	while (!w.over)
-		pthread_cond_wait(&w.cond, &w.lock);
-	pthread_mutex_unlock(&w.lock);
+	WITH_LOCK(&w.lock)
+		while (!w.over)
+			pthread_cond_wait(&w.cond, &w.lock);
 	return w.er.res < 0 ? w.er.res : n + w.er.res;
 }
 
@@ -1644,7 +1631,7 @@ exec_read(int fd, char *buf, size_t len, uint64_t off)
 static struct {
 	pthread_mutex_t lock;		/* held briefly: no I/O under it */
 	struct name *tab[NAME_BUCKETS];
-	struct name *oldest, *newest;	/* those without open files */
+	TAILQ_HEAD(, name) idle;	/* those without open files, by use */
 	unsigned nidle;
 	struct token {
 		uint64_t hash;		/* of the path */
@@ -1654,16 +1641,8 @@ static struct {
 		bool retry;		/* this is the kernel's second try */
 		struct version ver;	/* what the LOOKUP showed */
 	} tokens[TOKENS];
-} names = { .lock = PTHREAD_MUTEX_INITIALIZER };
-
-static void
-name_unlist(struct name *n)
-{
-	*(n->older ? &n->older->newer : &names.oldest) = n->newer;
-	*(n->newer ? &n->newer->older : &names.newest) = n->older;
-	n->older = n->newer = NULL;
-	names.nidle--;
-}
+} names = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.idle = TAILQ_HEAD_INITIALIZER(names.idle) };
 
 static struct name **
 name_slot(const char *path)
@@ -1675,28 +1654,31 @@ name_slot(const char *path)
 	return p;
 }
 
+/* n has an open file now: it is not forgotten. */
+static void
+name_busy_locked(struct name *n)
+{
+	TAILQ_REMOVE(&names.idle, n, idle);
+	names.nidle--;
+}
+
 static void
 name_free_locked(struct name *n)
 {
-	struct name **p = name_slot(n->path);
-
-	*p = n->next;
-	name_unlist(n);
+	*name_slot(n->path) = n->next;
+	name_busy_locked(n);
 	free(n->path);
 	free(n->origin);
 	free(n);
 }
 
+/* n has no open file: the newest of these; the oldest may be forgotten. */
 static void
-name_list(struct name *n)
+name_idle_locked(struct name *n)
 {
-	n->older = names.newest;
-	n->newer = NULL;
-	*(n->older ? &n->older->newer : &names.oldest) = n;
-	names.newest = n;
-	names.nidle++;
-	if (names.nidle > NAMES_MAX && names.oldest != n)
-		name_free_locked(names.oldest);
+	TAILQ_INSERT_TAIL(&names.idle, n, idle);
+	if (++names.nidle > NAMES_MAX)
+		name_free_locked(TAILQ_FIRST(&names.idle));
 }
 
 /* The name for path, or NULL: unknown, or out of memory when creating. */
@@ -1705,19 +1687,19 @@ name_find_locked(const char *path, bool create)
 {
 	struct name **p = name_slot(path), *n = *p;
 
-	if (n && !n->opens) {
-		name_unlist(n);
-		name_list(n);
-	}
-	if (n || !create)
+	if (n && !n->opens)
+		name_busy_locked(n);
+	else if (n || !create)
 		return n;
-	n = calloc(1, sizeof(*n));
-	if (!n || !(n->path = strdup(path))) {
-		free(n);
-		return NULL;
+	if (!n) {
+		n = calloc(1, sizeof(*n));
+		if (!n || !(n->path = strdup(path))) {
+			free(n);
+			return NULL;
+		}
+		*p = n;
 	}
-	*p = n;
-	name_list(n);
+	name_idle_locked(n);
 	return n;
 }
 
@@ -1725,13 +1707,10 @@ name_find_locked(const char *path, bool create)
 static bool
 name_handle(const char *path, struct handle *fh)
 {
-	struct name *n;
-
-	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, false);
+	GUARD(&names.lock);
+	struct name *n = name_find_locked(path, false);
 	if (n)
 		*fh = n->fh;
-	pthread_mutex_unlock(&names.lock);
 	return n && fh->len > 0;
 }
 
@@ -1739,13 +1718,10 @@ name_handle(const char *path, struct handle *fh)
 static void
 name_forget_handle(const char *path)
 {
-	struct name *n;
-
-	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, false);
+	GUARD(&names.lock);
+	struct name *n = name_find_locked(path, false);
 	if (n)
 		n->fh.len = 0;
-	pthread_mutex_unlock(&names.lock);
 }
 
 /*
@@ -1757,29 +1733,32 @@ static bool
 name_validated(const char *path, const struct attr *a, const struct handle *fh,
     uint64_t asked)
 {
-	struct name *n;
-	bool ok = true;
-
-	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, true);
+	GUARD(&names.lock);
+	struct name *n = name_find_locked(path, true);
 	if (n && n->answered > asked && n->asked &&
-	    !version_same(&n->attr.ver, &a->ver)) {
-		ok = false;
-	} else if (n) {
+	    !version_same(&n->attr.ver, &a->ver))
+		return false;
+	if (n) {
 		n->attr = *a;
 		n->fh = *fh;
 		n->asked = asked;
 		n->answered = now_us();
 	}
-	pthread_mutex_unlock(&names.lock);
-	return ok;
+	return true;
 }
 
+/* The token of this request's thread for the path with this hash. */
 static struct token *
-token_slot(uint32_t pid, uint64_t hash)
+token_slot(uint64_t hash)
 {
-	return &names.tokens[(hash ^ pid * UINT64_C(0x9e3779b97f4a7c15)) %
+	return &names.tokens[(hash ^ cur->pid * UINT64_C(0x9e3779b97f4a7c15)) %
 	    TOKENS];
+}
+
+static bool
+token_mine(const struct token *t, uint64_t hash)
+{
+	return t->pid == cur->pid && t->hash == hash;
 }
 
 /* A LOOKUP by this request's thread showed it version ver of path. */
@@ -1787,15 +1766,13 @@ static void
 token_leave_locked(const char *path, const struct version *ver)
 {
 	uint64_t hash = hash_str(path), now = now_ms();
-	struct token *t = token_slot(cur->pid, hash);
-	bool mine = t->pid == cur->pid && t->hash == hash;
+	struct token *t = token_slot(hash);
+	bool retry = t->retry && now - t->at < RETRY_MS;
 
 	/* another's second try, still expected, is not overwritten */
-	if (!mine && t->retry && now - t->at < RETRY_MS)
-		return;
-	*t = (struct token){ .hash = hash, .at = now, .pid = cur->pid,
-	    .looked = true, .ver = *ver,
-	    .retry = mine && t->retry && now - t->at < RETRY_MS };
+	if (!retry || token_mine(t, hash))
+		*t = (struct token){ .hash = hash, .at = now, .pid = cur->pid,
+			.looked = true, .ver = *ver, .retry = retry };
 }
 
 /* Is there a recent LOOKUP of path by this request's thread?  Then what comes
@@ -1806,16 +1783,16 @@ token_find_locked(const char *path, uint64_t retry_ms, struct version *ver,
     bool *retry)
 {
 	uint64_t hash = hash_str(path);
-	struct token *t = token_slot(cur->pid, hash);
+	struct token *t = token_slot(hash);
+	uint64_t most = t->retry ? retry_ms :
+	    conf.cache_consistency == CONS_STRICT ? 0 : TOKEN_MS;
+	bool found = token_mine(t, hash) && t->looked &&
+	    now_ms() - t->at <= most;
 
-	*retry = false;
-	if (t->pid != cur->pid || t->hash != hash || !t->looked ||
-	    now_ms() - t->at > (t->retry ? retry_ms :
-	    conf.cache_consistency == CONS_STRICT ? 0 : TOKEN_MS))
-		return false;
-	*ver = t->ver;
-	*retry = t->retry;
-	return true;
+	*retry = found && t->retry;
+	if (found)
+		*ver = t->ver;
+	return found;
 }
 
 /* The request answers ESTALE: the kernel will look the path up and try once
@@ -1825,8 +1802,8 @@ token_estale_locked(const char *path)
 {
 	uint64_t hash = hash_str(path);
 
-	*token_slot(cur->pid, hash) = (struct token){ .hash = hash,
-	    .at = now_ms(), .pid = cur->pid, .retry = true };
+	*token_slot(hash) = (struct token){ .hash = hash, .at = now_ms(),
+		.pid = cur->pid, .retry = true };
 	return -ESTALE;
 }
 
@@ -3041,19 +3018,20 @@ struct stream {				/* the reads of one open file */
 	uint64_t next;			/* where a sequential reader goes on */
 	uint64_t run;			/* bytes read in a row */
 	uint64_t ahead;			/* fetched ahead up to here */
-	bool counted;			/* in fetches.streams */
+	bool counted;			/* in fill.streams */
 };
 
 static struct {
 	pthread_mutex_t lock;		/* the fill queue */
 	pthread_cond_t cond;
-	struct obj *head, **tail;
+	STAILQ_HEAD(fill_list, obj) queue;
 	bool kicked;			/* there may be something to do */
 	pthread_t tid;
 	bool quit;
 	atomic_uint streams;		/* sequential readers that look ahead */
 } fill = { .lock = PTHREAD_MUTEX_INITIALIZER,
-	.cond = PTHREAD_COND_INITIALIZER };
+	.cond = PTHREAD_COND_INITIALIZER,
+	.queue = STAILQ_HEAD_INITIALIZER(fill.queue) };
 
 static atomic_bool backend_down;	/* the server does not answer */
 
@@ -3076,20 +3054,20 @@ lat_add(struct histogram *h, uint64_t us)
 		h->max = us;
 }
 
-static struct fetch **
+static struct fetch_list *
 fetch_bucket(struct obj *o, uint64_t off)
 {
 	return &o->tab[off / IO_MAX % OBJ_BUCKETS];
 }
 
-/* The fetch whose range holds off, or NULL.  Caller holds o->lock. */
+/* The fetch whose range holds off, or NULL. */
 static struct fetch *
 fetch_find_locked(struct obj *o, uint64_t off)
 {
-	struct fetch *f = o->tab ? *fetch_bucket(o, off) : NULL;
+	struct fetch *f = o->tab ? LIST_FIRST(fetch_bucket(o, off)) : NULL;
 
 	while (f && (off < f->off || off >= f->off + f->len))
-		f = f->next;
+		f = LIST_NEXT(f, hash);
 	return f;
 }
 
@@ -3099,18 +3077,24 @@ obj_present_locked(struct obj *o, uint64_t off)
 	return o->map && bit_get(o->map, off / o->bs);
 }
 
+/* Neither present nor being fetched? */
+static bool
+obj_absent_locked(struct obj *o, uint64_t off)
+{
+	return !obj_present_locked(o, off) && !fetch_find_locked(o, off);
+}
+
 /*
  * Find the first run of blocks in [*off, end) that are neither present nor
  * being fetched; set *off to its start.  Returns its bytes, 0 = none; a run
- * ends at the next multiple of 1 MiB.  Caller holds o->lock.
+ * ends at the next multiple of 1 MiB.
  */
 static size_t
 fetch_gap_locked(struct obj *o, uint64_t *off, uint64_t end)
 {
 	uint64_t at = *off - *off % o->bs, stop;
 
-	while (at < end && (obj_present_locked(o, at) ||
-	    fetch_find_locked(o, at)))
+	while (at < end && !obj_absent_locked(o, at))
 		at += o->bs;
 	if (at >= end)
 		return 0;
@@ -3118,8 +3102,7 @@ fetch_gap_locked(struct obj *o, uint64_t *off, uint64_t end)
 	stop = MIN(ROUND_UP(at + 1, IO_MAX), o->attr.ver.size);
 	do
 		at += o->bs;
-	while (at < end && at < stop && !obj_present_locked(o, at) &&
-	    !fetch_find_locked(o, at));
+	while (at < end && at < stop && obj_absent_locked(o, at));
 	return (size_t)(MIN(at, stop) - *off);
 }
 
@@ -3133,38 +3116,20 @@ fetch_free(struct fetch *f)
 	obj_put(o);
 }
 
-/* Take f out of its object's table.  Caller holds o->lock. */
 static void
-fetch_unhook_locked(struct fetch *f)
+fetch_keep(struct fetch *f)
 {
-	struct fetch **p = fetch_bucket(f->o, f->off);
-
-	while (*p != f)
-		p = &(*p)->next;
-	*p = f->next;
-	f->o->nfetch--;
-}
-
-static void
-fetch_unlist(struct fetch *f)		/* caller holds pool.lock */
-{
-	*(f->older ? &f->older->newer : &pool.oldest) = f->newer;
-	*(f->newer ? &f->newer->older : &pool.newest) = f->older;
-	f->listed = false;
-}
-
-static void
-fetch_list(struct fetch *f)		/* takes pool.lock */
-{
-	pthread_mutex_lock(&pool.lock);
-	f->older = pool.newest;
-	f->newer = NULL;
-	*(f->older ? &f->older->newer : &pool.oldest) = f;
-	pool.newest = f;
+	GUARD(&pool.lock);
+	TAILQ_INSERT_TAIL(&pool.kept, f, kept);
 	f->listed = true;
-	if (pool.head)
-		pthread_cond_signal(&pool.head->cond);
-	pthread_mutex_unlock(&pool.lock);
+	pool_wake_locked();
+}
+
+static void
+fetch_unkeep_locked(struct fetch *f)	/* pool.lock is held */
+{
+	TAILQ_REMOVE(&pool.kept, f, kept);
+	f->listed = false;
 }
 
 /* Is f of no more use?  Then it is out of the table, and the caller frees it
@@ -3172,22 +3137,19 @@ fetch_list(struct fetch *f)		/* takes pool.lock */
 static bool
 fetch_over_locked(struct fetch *f)
 {
-	bool mine;
-
 	if (f->refs || f->state == F_QUEUED || f->state == F_ARRIVED)
 		return false;
 	if (f->state == F_FAILED)
 		return true;		/* unhooked when it failed */
 	if (f->used < f->len && (f->prio != PRIO_FILL || f->wanted))
 		return false;
-	pthread_mutex_lock(&pool.lock);
-	mine = f->listed;		/* else fetch_reclaim() has it */
-	if (mine)
-		fetch_unlist(f);
-	pthread_mutex_unlock(&pool.lock);
-	if (mine)
-		fetch_unhook_locked(f);
-	return mine;
+	WITH_LOCK(&pool.lock) {
+		if (!f->listed)
+			return false;	/* fetch_reclaim() has it */
+		fetch_unkeep_locked(f);
+	}
+	LIST_REMOVE(f, hash);
+	return true;
 }
 
 /* The pool is empty: free the oldest kept buffer that nobody is copying from.
@@ -3197,23 +3159,18 @@ fetch_reclaim(void)
 {
 	for (int tries = 0; tries < 64; tries++) {
 		struct fetch *f;
-		bool idle;
+		bool idle = false;
 
-		pthread_mutex_lock(&pool.lock);
-		f = pool.oldest;
-		if (f)
-			fetch_unlist(f);
-		pthread_mutex_unlock(&pool.lock);
+		WITH_LOCK(&pool.lock)
+			if ((f = TAILQ_FIRST(&pool.kept)))
+				fetch_unkeep_locked(f);
 		if (!f)
 			return false;
-		struct obj *o = f->o;
-		pthread_mutex_lock(&o->lock);
-		idle = f->refs == 0;
-		if (idle)
-			fetch_unhook_locked(f);
-		else
-			fetch_list(f);
-		pthread_mutex_unlock(&o->lock);
+		WITH_LOCK(&f->o->lock)
+			if ((idle = f->refs == 0))
+				LIST_REMOVE(f, hash);
+			else
+				fetch_keep(f);
 		if (idle) {
 			fetch_free(f);
 			return true;
@@ -3226,10 +3183,9 @@ fetch_reclaim(void)
 static void
 fill_kick(void)
 {
-	pthread_mutex_lock(&fill.lock);
+	GUARD(&fill.lock);
 	fill.kicked = true;
 	pthread_cond_signal(&fill.cond);
-	pthread_mutex_unlock(&fill.lock);
 }
 
 /* The cache write of f is over.  Once it is kept others may free it, and with
@@ -3239,12 +3195,10 @@ fetch_written(struct exec_req *er)
 {
 	struct fetch *f = (struct fetch *)((char *)er -
 	    offsetof(struct fetch, er));
-	struct obj *o = f->o;
+	struct obj *o = obj_ref(f->o);
 	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
-	bool complete = false, over, failed = er->res < 0;
-	bool fills = f->born_fill;
+	bool over, failed = er->res < 0, fills = f->born_fill;
 
-	obj_ref(o);
 	store_settle(o, obj_bytes(o, blk, n), failed);
 	if (failed) {
 		store_degrade("write", er->res);
@@ -3252,24 +3206,24 @@ fetch_written(struct exec_req *er)
 		COUNT(cache_write_bytes, f->len);
 		store_recovered();
 	}
-	pthread_mutex_lock(&o->lock);
-	for (uint64_t i = 0; i < n && !failed; i++) {
-		bit_set(o->map, blk + i);
-		o->present++;
-		if (o->sums)
-			o->sums[blk + i] = f->sums[i];
+	WITH_LOCK(&o->lock) {
+		for (uint64_t i = 0; i < n && !failed; i++) {
+			bit_set(o->map, blk + i);
+			o->present++;
+			if (o->sums)
+				o->sums[blk + i] = f->sums[i];
+		}
+		if (!failed && o->present == o->nblk) {
+			o->complete = true;
+			COUNT(fills_completed, 1);
+		}
+		f->state = F_KEPT;
+		f->wanted = f->off + f->len > o->reading &&
+		    f->off < o->reading + AHEAD_MAX;
+		o->fills -= fills;
+		fetch_keep(f);
+		over = fetch_over_locked(f);
 	}
-	if (!failed && o->present == o->nblk)
-		o->complete = complete = true;
-	f->state = F_KEPT;
-	f->wanted = f->off + f->len > o->reading &&
-	    f->off < o->reading + AHEAD_MAX;
-	o->fills -= f->born_fill;
-	fetch_list(f);
-	over = fetch_over_locked(f);
-	pthread_mutex_unlock(&o->lock);
-	if (complete)
-		COUNT(fills_completed, 1);
 	if (!failed)
 		obj_dirty(o);
 	if (fills)
@@ -3285,13 +3239,12 @@ static void
 fetch_write(struct fetch *f)
 {
 	struct obj *o = f->o;
-	int wfd;
 
-	pthread_mutex_lock(&o->lock);
-	wfd = o->wfd >= 0 && f->len % DIO_ALIGN == 0 ? o->wfd : o->rfd;
-	pthread_mutex_unlock(&o->lock);
-	f->er = (struct exec_req){ .op = EXEC_WRITE, .fd = wfd, .buf = f->buf,
+	f->er = (struct exec_req){ .op = EXEC_WRITE, .buf = f->buf,
 		.len = f->len, .off = f->off, .done = fetch_written };
+	WITH_LOCK(&o->lock)
+		f->er.fd = o->wfd >= 0 && f->len % DIO_ALIGN == 0 ? o->wfd :
+		    o->rfd;
 	exec_submit(&f->er);
 }
 
@@ -3303,47 +3256,66 @@ fetch_write(struct fetch *f)
 static void
 fetch_arrived(struct fetch *f, int err)
 {
-	struct obj *o = f->o;
+	struct obj *o = obj_ref(f->o);	/* others may free f and its own */
 	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
 	bool over, keep = f->store && !err;
 
 	if (err)
 		log_debug("fetch: %" PRIu64 "+%zu of file %" PRIx64 ": %s",
 		    f->off, f->len, o->attr.ver.fileid, strerror(-err));
-	obj_ref(o);			/* others may free f and its own */
-	if (!err)
+	else
 		COUNT(backend_read_bytes, f->len);
 	for (uint64_t i = 0; keep && conf.cache_checksum && i < n; i++)
 		f->sums[i] = XXH3_64bits(f->buf + i * o->bs,
 		    MIN(o->bs, f->len - i * o->bs));
 	if (err && f->store)
 		store_settle(o, obj_bytes(o, blk, n), true);
-	pthread_mutex_lock(&o->lock);
-	o->ahead -= f->born_ahead;
-	if (!keep)
-		o->fills -= f->born_fill;
-	f->err = err;
-	if (err == -ESTALE)
-		o->gone = true;
-	if (f->born_fill)
-		o->fill_tries = err && err != -EHOSTDOWN ? o->fill_tries + 1 : 0;
-	if (err) {
-		f->state = F_FAILED;
-		fetch_unhook_locked(f);
-	} else if (!keep) {
-		f->state = F_KEPT;
-		fetch_list(f);
-	} else {
-		f->state = F_ARRIVED;
+	WITH_LOCK(&o->lock) {
+		o->ahead -= f->born_ahead;
+		if (!keep)
+			o->fills -= f->born_fill;
+		f->err = err;
+		if (err == -ESTALE)
+			o->gone = true;
+		if (f->born_fill)
+			o->fill_tries = err && err != -EHOSTDOWN ?
+			    o->fill_tries + 1 : 0;
+		f->state = err ? F_FAILED : keep ? F_ARRIVED : F_KEPT;
+		if (f->state == F_FAILED)
+			LIST_REMOVE(f, hash);
+		else if (f->state == F_KEPT)
+			fetch_keep(f);
+		pthread_cond_broadcast(&o->cond);
+		over = fetch_over_locked(f);
 	}
-	pthread_cond_broadcast(&o->cond);
-	over = fetch_over_locked(f);
-	pthread_mutex_unlock(&o->lock);
 	if (keep)
 		fetch_write(f);
 	else if (over)
 		fetch_free(f);
 	obj_put(o);
+}
+
+/* Reserve room on disk for what f will bring, and have the file to write it
+ * to.  0: f->store is set; else it can't be stored, which is counted. */
+static int
+fetch_reserve(struct fetch *f)
+{
+	struct obj *o = f->o;
+	uint64_t bytes = obj_bytes(o, f->off / o->bs,
+	    (f->len + o->bs - 1) / o->bs);
+	enum reason why = R_changing;
+	int r = o->bypass || o->gone ? -ENOSPC : store_reserve(o, bytes, &why);
+
+	if (!r && (r = obj_create(o))) {
+		store_settle(o, bytes, true);
+		if (r != -ESTALE)
+			store_degrade("create", r);
+		why = R_degraded;
+	}
+	f->store = r == 0;
+	if (r && !o->bypass)		/* that one was counted before */
+		bypass(why);
+	return r;
 }
 
 /*
@@ -3357,65 +3329,39 @@ fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
 {
 	uint64_t n = (room + o->bs - 1) / o->bs;
 	struct fetch *f = calloc(1, sizeof(*f) + n * sizeof(f->sums[0]));
-	enum reason why;
-	bool have_source;
-	size_t len;
-	int r;
+	size_t len = 0;
 
-	if (!f) {
-		pool_put(buf, room);
-		return -ENOMEM;
+	WITH_LOCK(&o->lock) {
+		if (!o->tab)
+			o->tab = calloc(OBJ_BUCKETS, sizeof(*o->tab));
+		if (f && o->tab)
+			len = fetch_gap_locked(o, &off, MIN(end, off + room));
+		if (len) {
+			len = MIN(len, room);
+			*f = (struct fetch){ .o = o, .off = off, .len = len,
+				.room = room, .buf = buf, .prio = prio,
+				.born = now_us(),
+				.born_ahead = prio == PRIO_AHEAD,
+				.born_fill = prio == PRIO_FILL };
+			LIST_INSERT_HEAD(fetch_bucket(o, off), f, hash);
+			o->ahead += f->born_ahead;
+			o->fills += f->born_fill;
+		}
 	}
-	pthread_mutex_lock(&o->lock);
-	if (!o->tab)
-		o->tab = calloc(OBJ_BUCKETS, sizeof(*o->tab));
-	len = o->tab ? fetch_gap_locked(o, &off, MIN(end, off + room)) : 0;
-	if (len) {
-		*f = (struct fetch){ .o = o, .off = off, .len = MIN(len, room),
-			.room = room, .buf = buf, .prio = prio,
-			.born = now_us(), .born_ahead = prio == PRIO_AHEAD,
-			.born_fill = prio == PRIO_FILL };
-		f->next = *fetch_bucket(o, off);
-		*fetch_bucket(o, off) = f;
-		o->nfetch++;
-		o->ahead += f->born_ahead;
-		o->fills += f->born_fill;
-	}
-	r = o->tab ? 0 : -ENOMEM;
-	have_source = o->bf != NULL;
-	pthread_mutex_unlock(&o->lock);
 	if (!len) {
+		n = f && o->tab;
 		free(f);
 		pool_put(buf, room);
-		return r;
+		return n ? 0 : -ENOMEM;
 	}
-	len = f->len;
 	obj_ref(o);
 	/* Between here and be->read() only this thread may end f. */
-	if (!o->bypass && !o->gone) {
-		uint64_t bytes = obj_bytes(o, off / o->bs,
-		    (len + o->bs - 1) / o->bs);
-
-		r = store_reserve(o, bytes, &why);
-		if (!r && (r = obj_create(o))) {
-			store_settle(o, bytes, true);
-			if (r != -ESTALE)
-				store_degrade("create", r);
-			why = R_degraded;
-		}
-		f->store = r == 0;
-		if (r)
-			bypass(why);
-	} else if (o->gone) {
-		bypass(R_changing);
-	}
-	if (!have_source)		/* was complete when it was opened */
-		fetch_arrived(f, -EIO);
-	else if (prio == PRIO_FILL && !f->store)
+	if (fetch_reserve(f) && prio == PRIO_FILL) {
 		fetch_arrived(f, -ENOSPC);
-	else
-		be->read(f);
-	return prio == PRIO_FILL && r ? -ENOSPC : (ssize_t)len;
+		return -ENOSPC;
+	}
+	be->read(f);
+	return (ssize_t)len;
 }
 
 /* The end of the block_size region around end: its blocks of up to 1 MiB are
@@ -3433,9 +3379,9 @@ fetch_round(const struct obj *o, uint64_t end)
 static uint64_t
 stream_note(struct stream *s, uint64_t off, uint64_t end, uint64_t *from)
 {
-	uint64_t window = 0, max = AHEAD_MAX;
+	uint64_t window = 0;
 
-	pthread_mutex_lock(&s->lock);
+	GUARD(&s->lock);
 	if (off <= s->next + MiB && end + 2 * MiB > s->next) {
 		s->run += end - off;
 	} else {
@@ -3448,21 +3394,12 @@ stream_note(struct stream *s, uint64_t off, uint64_t end, uint64_t *from)
 		if (!s->counted)
 			fill.streams++;
 		s->counted = true;
-		max = MIN(max, pool.size / 2 / MAX(fill.streams, 1));
-		window = MIN(MAX(s->run * 2, MiB), max);
+		window = MIN(MAX(s->run * 2, MiB), MIN(AHEAD_MAX,
+		    pool.size / 2 / MAX(fill.streams, 1)));
 	}
 	*from = MAX(s->next, s->ahead);
 	end = s->next + window;
-	pthread_mutex_unlock(&s->lock);
 	return window && end > *from ? end : 0;
-}
-
-static void
-stream_ahead(struct stream *s, uint64_t to)
-{
-	pthread_mutex_lock(&s->lock);
-	s->ahead = MAX(s->ahead, to);
-	pthread_mutex_unlock(&s->lock);
 }
 
 /* Start fetches for what a sequential reader will want next, as far as
@@ -3471,28 +3408,22 @@ static void
 fetch_ahead(struct obj *o, struct stream *s, uint64_t from, uint64_t to)
 {
 	unsigned most = MAX(conf.nfs_connections * CONN_WINDOW / 2, 4);
-	size_t size;
+	size_t size = 0;
+	char *buf;
 
 	/* whole READs, but for the end of the file */
 	to = to < o->attr.ver.size ? to / IO_MAX * IO_MAX : o->attr.ver.size;
 	while (from < to) {
-		char *buf;
-		ssize_t n;
-
-		pthread_mutex_lock(&o->lock);
-		size = o->ahead >= most ? 0 :
-		    fetch_gap_locked(o, &from, fetch_round(o, to));
-		if (o->ahead < most && !size)
-			from = to;
-		pthread_mutex_unlock(&o->lock);
+		WITH_LOCK(&o->lock)
+			size = o->ahead >= most ? 0 :
+			    fetch_gap_locked(o, &from, fetch_round(o, to));
 		buf = size ? pool_try(size, pool.size / 4) : NULL;
-		if (!buf)
-			break;
-		n = fetch_start(o, from, from + size, buf, size, PRIO_AHEAD);
-		if (n < 0)
-			break;
+		if (!buf || fetch_start(o, from, from + size, buf, size,
+		    PRIO_AHEAD) < 0)
+			return;
 		from += size;
-		stream_ahead(s, from);
+		WITH_LOCK(&s->lock)
+			s->ahead = MAX(s->ahead, from);
 	}
 }
 
@@ -3500,22 +3431,15 @@ fetch_ahead(struct obj *o, struct stream *s, uint64_t from, uint64_t to)
 static void
 fill_queue(struct obj *o)
 {
-	bool new;
-
-	pthread_mutex_lock(&fill.lock);
-	new = !o->filling && !fill.quit;
-	if (new)
+	WITH_LOCK(&fill.lock) {
+		if (o->filling || fill.quit)
+			return;
 		o->filling = true;
-	pthread_mutex_unlock(&fill.lock);
-	if (!new)
-		return;
+	}
 	obj_ref(o);
 	COUNT(fills_started, 1);
-	pthread_mutex_lock(&fill.lock);
-	o->fill_next = NULL;
-	*fill.tail = o;
-	fill.tail = &o->fill_next;
-	pthread_mutex_unlock(&fill.lock);
+	WITH_LOCK(&fill.lock)
+		STAILQ_INSERT_TAIL(&fill.queue, o, fill_next);
 	fill_kick();
 }
 
@@ -3523,14 +3447,13 @@ fill_queue(struct obj *o)
 static void
 fill_consider(struct obj *o)
 {
-	bool want;
+	bool want = false;
 
 	if (conf.cache_fill >= 100 || o->complete || o->bypass || o->gone ||
 	    o->filling)
 		return;
-	pthread_mutex_lock(&o->lock);
-	want = o->present * 100 >= conf.cache_fill * o->nblk && o->nblk;
-	pthread_mutex_unlock(&o->lock);
+	WITH_LOCK(&o->lock)
+		want = o->present * 100 >= conf.cache_fill * o->nblk && o->nblk;
 	if (want)
 		fill_queue(o);
 }
@@ -3541,19 +3464,20 @@ fill_step(struct obj *o)
 {
 	while (!o->complete && !o->gone && !stopping) {
 		bool from_start = o->fill_pos == 0;
-		unsigned busy, tries;
-		size_t size;
+		unsigned busy = 0, tries = 0;
+		size_t size = 0;
 		char *buf;
 
-		pthread_mutex_lock(&o->lock);
-		size = fetch_gap_locked(o, &o->fill_pos, o->attr.ver.size);
-		busy = o->fills;
-		tries = o->fill_tries;
-		/* a reader that is as fast as the server fetches by itself,
-		 * and must not find on disk what could be in a buffer */
-		if (o->ahead && now_ms() - o->streamed < 200)
-			busy = FILL_INFLIGHT;
-		pthread_mutex_unlock(&o->lock);
+		WITH_LOCK(&o->lock) {
+			size = fetch_gap_locked(o, &o->fill_pos,
+			    o->attr.ver.size);
+			tries = o->fill_tries;
+			/* a reader that is as fast as the server fetches by
+			 * itself, and must not find on disk what could be in
+			 * a buffer */
+			busy = o->ahead && now_ms() - o->streamed < 200 ?
+			    FILL_INFLIGHT : o->fills;
+		}
 		if (tries >= FILL_TRIES) {
 			COUNT(fills_failed, 1);
 			return false;
@@ -3578,7 +3502,8 @@ fill_step(struct obj *o)
 static void *
 fill_thread(void *arg)
 {
-	struct obj *o, *round;
+	struct fill_list round = STAILQ_HEAD_INITIALIZER(round);
+	struct obj *o;
 
 	(void)arg;
 	pthread_mutex_lock(&fill.lock);
@@ -3586,22 +3511,18 @@ fill_thread(void *arg)
 		if (!fill.kicked && !fill.quit)
 			wait_on(&fill.cond, &fill.lock, now_ms() + 1000);
 		fill.kicked = false;
-		round = fill.head;
-		fill.head = NULL;
-		fill.tail = &fill.head;
-		if (fill.quit && !round)
+		STAILQ_CONCAT(&round, &fill.queue);
+		if (fill.quit && STAILQ_EMPTY(&round))
 			break;
-		while ((o = round)) {
+		while ((o = STAILQ_FIRST(&round))) {
 			bool more;
 
-			round = o->fill_next;
+			STAILQ_REMOVE_HEAD(&round, fill_next);
 			pthread_mutex_unlock(&fill.lock);
 			more = fill_step(o);
 			pthread_mutex_lock(&fill.lock);
 			if (more && !fill.quit) {
-				o->fill_next = NULL;
-				*fill.tail = o;
-				fill.tail = &o->fill_next;
+				STAILQ_INSERT_TAIL(&fill.queue, o, fill_next);
 				continue;
 			}
 			o->filling = false;
@@ -3617,7 +3538,6 @@ fill_thread(void *arg)
 static int
 fill_start(void)
 {
-	fill.tail = &fill.head;
 	pool.reclaim = fetch_reclaim;
 	return sys_thread(&fill.tid, fill_thread, NULL);
 }
@@ -3625,10 +3545,9 @@ fill_start(void)
 static void
 fill_stop(void)
 {
-	pthread_mutex_lock(&fill.lock);
-	fill.quit = true;
-	pthread_cond_signal(&fill.cond);
-	pthread_mutex_unlock(&fill.lock);
+	WITH_LOCK(&fill.lock)
+		fill.quit = true;
+	fill_kick();
 	if (fill.tid)
 		pthread_join(fill.tid, NULL);
 }
@@ -3640,8 +3559,8 @@ fetch_copy_locked(struct fetch *f, char *buf, uint64_t off, uint64_t end)
 {
 	struct obj *o = f->o;
 	size_t n = (size_t)(MIN(end, f->off + f->len) - off);
+	bool over = false;
 	int r = 0;
-	bool over;
 
 	f->refs++;
 	if (f->state == F_QUEUED && f->prio > PRIO_DEMAND) {
@@ -3660,11 +3579,11 @@ fetch_copy_locked(struct fetch *f, char *buf, uint64_t off, uint64_t end)
 	pthread_mutex_unlock(&o->lock);
 	if (n && !r)
 		memcpy(buf, f->buf + (off - f->off), n);
-	pthread_mutex_lock(&o->lock);
-	f->refs--;
-	f->used += n;
-	over = fetch_over_locked(f);
-	pthread_mutex_unlock(&o->lock);
+	WITH_LOCK(&o->lock) {
+		f->refs--;
+		f->used += n;
+		over = fetch_over_locked(f);
+	}
 	if (over)
 		fetch_free(f);
 	return r ? r : (ssize_t)n;
@@ -3685,14 +3604,14 @@ obj_run_locked(struct obj *o, uint64_t off, uint64_t end)
 static void
 obj_forget(struct obj *o, uint64_t off, size_t len)
 {
-	pthread_mutex_lock(&o->lock);
-	for (uint64_t b = off / o->bs; b <= (off + len - 1) / o->bs; b++)
-		if (bit_get(o->map, b)) {
-			o->map[b / 64] &= ~((uint64_t)1 << b % 64);
-			o->present--;
-		}
-	o->complete = false;
-	pthread_mutex_unlock(&o->lock);
+	WITH_LOCK(&o->lock) {
+		for (uint64_t b = off / o->bs; b <= (off + len - 1) / o->bs; b++)
+			if (bit_get(o->map, b)) {
+				bit_clear(o->map, b);
+				o->present--;
+			}
+		o->complete = false;
+	}
 	obj_dirty(o);
 }
 
@@ -3702,12 +3621,7 @@ obj_forget(struct obj *o, uint64_t off, size_t len)
 static int
 obj_source(struct obj *o, struct attr *now)
 {
-	bool have;
-
-	pthread_mutex_lock(&o->lock);
-	have = o->bf != NULL;
-	pthread_mutex_unlock(&o->lock);
-	return have ? 0 : be->open(o, o->path, now);
+	return o->bf ? 0 : be->open(o, o->path, now);
 }
 
 /* Start fetches for all gaps of [off, end) while there are buffers. */
@@ -3715,23 +3629,65 @@ static void
 fetch_demand(struct obj *o, uint64_t off, uint64_t end)
 {
 	uint64_t stop = fetch_round(o, end);
+	size_t size = 0;
+	char *buf;
 
-	if (o->complete)
-		return;
 	off -= off % MAX(conf.cache_block_size, o->bs);
-	while (off < stop) {
-		size_t size;
-		char *buf;
-
-		pthread_mutex_lock(&o->lock);
-		size = fetch_gap_locked(o, &off, stop);
-		pthread_mutex_unlock(&o->lock);
+	for (; off < stop && !o->complete; off += size) {
+		WITH_LOCK(&o->lock)
+			size = fetch_gap_locked(o, &off, stop);
 		buf = size ? pool_try(size, 0) : NULL;
 		if (!buf || fetch_start(o, off, off + size, buf, size,
 		    off < end ? PRIO_DEMAND : PRIO_AHEAD) < 0)
-			break;
-		off += size;
+			return;
 	}
+}
+
+/*
+ * One step of obj_read(): some bytes from pos on, from a fetch, from disk, or
+ * (0 bytes) by starting the fetch.  Sets *missed when the server was waited
+ * for.  Bytes or -errno.
+ */
+static ssize_t
+obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
+    bool *missed)
+{
+	struct fetch *f;
+	uint64_t from = pos - pos % o->bs, to;
+	struct attr now;
+	size_t run;
+	ssize_t n;
+	char *fresh;
+
+	pthread_mutex_lock(&o->lock);
+	f = fetch_find_locked(o, pos);
+	if (f) {
+		n = fetch_copy_locked(f, buf, pos, end);
+		*missed = true;
+		if (n > 0)
+			COUNT(miss_bytes, (size_t)n);
+		return n;
+	}
+	run = obj_run_locked(o, pos, end);
+	pthread_mutex_unlock(&o->lock);
+	if (run) {
+		n = exec_read(o->rfd, buf, run, pos);
+		if (n == (ssize_t)run) {
+			COUNT(hit_bytes, run);
+			return n;
+		}
+		store_degrade("read", n < 0 ? (int)n : -EIO);
+		obj_forget(o, pos, run);
+		return obj_source(o, &now);
+	}
+	if (o->gone)
+		return -ESTALE;
+	to = MIN(MIN(ROUND_UP(from + 1, IO_MAX), ROUND_UP(end, o->bs)),
+	    o->attr.ver.size);
+	fresh = pool_get(to - from);
+	n = fresh ? fetch_start(o, from, to, fresh, to - from, PRIO_DEMAND) :
+	    -EINTR;
+	return MIN(n, 0);
 }
 
 /* Read [off, off+size) of o for the open file s: all of it up to the end of
@@ -3744,62 +3700,24 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
 	uint64_t began = now_us();
 	bool missed = false;
 	struct attr now;
-	int r;
+	ssize_t n = 0;
 
 	if (off >= end)
 		return 0;
-	r = o->complete ? 0 : obj_source(o, &now);
-	if (r)
-		return r;
-	fetch_demand(o, off, end);
-	o->reading = end;
-	to = o->complete ? 0 : stream_note(s, off, end, &from);
-	if (to) {
-		o->streamed = began / 1000;
-		fetch_ahead(o, s, from, to);
+	if (!o->complete) {
+		n = obj_source(o, &now);
+		if (n < 0)
+			return n;
+		fetch_demand(o, off, end);
+		o->reading = end;
+		to = stream_note(s, off, end, &from);
+		if (to) {
+			o->streamed = began / 1000;
+			fetch_ahead(o, s, from, to);
+		}
 	}
-	while (pos < end) {
-		struct fetch *f;
-		char *fresh;
-		ssize_t n;
-
-		pthread_mutex_lock(&o->lock);
-		f = fetch_find_locked(o, pos);
-		if (f) {
-			n = fetch_copy_locked(f, buf + (pos - off), pos, end);
-			if (n < 0)
-				return n;
-			COUNT(miss_bytes, (size_t)n);
-			missed = true;
-			pos += (size_t)n;
-			continue;
-		}
-		n = (ssize_t)obj_run_locked(o, pos, end);
-		pthread_mutex_unlock(&o->lock);
-		if (n) {
-			ssize_t got = exec_read(o->rfd, buf + (pos - off),
-			    (size_t)n, pos);
-
-			if (got != n) {
-				store_degrade("read", got < 0 ? (int)got : -EIO);
-				obj_forget(o, pos, (size_t)n);
-				if ((r = obj_source(o, &now)))
-					return r;
-				continue;
-			}
-			COUNT(hit_bytes, (size_t)n);
-			pos += (size_t)n;
-			continue;
-		}
-		if (o->gone)
-			return -ESTALE;
-		from = pos - pos % o->bs;
-		to = MIN(MIN(ROUND_UP(from + 1, IO_MAX), ROUND_UP(end, o->bs)),
-		    o->attr.ver.size);
-		fresh = pool_get(to - from);
-		if (!fresh)
-			return -EINTR;
-		n = fetch_start(o, from, to, fresh, to - from, PRIO_DEMAND);
+	for (; pos < end; pos += (size_t)n) {
+		n = obj_read_some(o, buf + (pos - off), pos, end, &missed);
 		if (n < 0)
 			return n;
 	}
@@ -6095,7 +6013,7 @@ open_bind(const char *path, struct obj *o, bool force, struct file *f,
 		r = -ESTALE;		/* the LOOKUP to come makes room */
 	} else {
 		if (!n->opens++) {
-			name_unlist(n);
+			name_busy_locked(n);
 			n->obj = obj_ref(o);
 			n->mode = pt ? M_PASSTHROUGH : M_BUFFERED;
 		}
@@ -6132,7 +6050,7 @@ open_version(const char *path, const char *origin, struct attr *a, bool *force)
 	pthread_mutex_lock(&names.lock);
 	token = token_find_locked(origin, RETRY_MS, &seen, force);
 	if (token)			/* an OPEN uses it up */
-		*token_slot(cur->pid, hash_str(origin)) = (struct token){ 0 };
+		*token_slot(hash_str(origin)) = (struct token){ 0 };
 	n = name_find_locked(path, false);
 	same = token && n && version_same(&seen, &n->told);
 	if (same && n->opens) {
@@ -6253,7 +6171,7 @@ op_release(const char *path, struct fuse_file_info *fi)
 			o = f->n->obj;
 			f->n->obj = NULL;
 			f->n->mode = M_NONE;
-			name_list(f->n);
+			name_idle_locked(f->n);
 		}
 		pthread_mutex_unlock(&names.lock);
 		if (f->passthrough)

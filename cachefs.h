@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 #define CACHEFS_VERSION "0.1.0"
 
@@ -23,6 +24,7 @@
 #define EXIT_USAGE	2		/* wrong usage or configuration */
 #define DIO_ALIGN	4096u		/* O_DIRECT: memory, offset, length */
 #define IO_MAX		(1u * MiB)	/* largest READ and cache write */
+#define THREAD_STACK	(16u * MiB)	/* see sys_thread() */
 #define CONN_MAX	64		/* nfs_connections */
 #define CONN_WINDOW	8		/* prefetch READs in flight per connection */
 #define NFS_FHSIZE	64		/* NFS3_FHSIZE, RFC 1813 2.4 */
@@ -153,7 +155,7 @@ struct exec_req {
 	uint64_t off;
 	int res;			/* bytes or -errno, set before done() */
 	void (*done)(struct exec_req *);
-	struct exec_req *next;		/* executor's */
+	STAILQ_ENTRY(exec_req) next;	/* executor's */
 };
 
 struct obj;
@@ -168,9 +170,9 @@ enum fetch_prio { PRIO_META, PRIO_DEMAND, PRIO_AHEAD, PRIO_FILL, PRIO_N };
 
 struct fetch {
 	struct obj *o;			/* [I] holds a reference */
-	struct fetch *next;		/* [b] bucket of o->tab */
+	LIST_ENTRY(fetch) hash;		/* [b] bucket of o->tab */
 	struct fetch *qnext;		/* backend's queue */
-	struct fetch *older, *newer;	/* [p] list of kept buffers */
+	TAILQ_ENTRY(fetch) kept;	/* [p] of buffers kept for readers */
 	uint64_t off;			/* [I] byte offset, block aligned */
 	size_t len, room;		/* [I] bytes to fetch; of buffer */
 	char *buf;			/* [I] pool memory */
@@ -182,7 +184,7 @@ struct fetch {
 	int refs;			/* [b] readers waiting or copying */
 	bool store;			/* [I] space is reserved: goes to disk */
 	bool wanted;			/* [b] a fill that a reader will meet */
-	bool listed;			/* [p] on the list of kept buffers */
+	bool listed;			/* [p] among the kept */
 	uint64_t born;			/* [I] now_us() */
 	bool born_ahead, born_fill;	/* [I] counted in o->ahead, o->fills */
 	struct exec_req er;		/* the cache write */
@@ -201,26 +203,25 @@ struct obj {
 	uint64_t nblk;			/* [I] */
 	int refs;			/* [s] */
 	bool loading;			/* [s] */
-	_Atomic bool superseded;		/* [a] no longer the current version */
-	_Atomic bool complete;			/* [a] never goes back */
-	_Atomic bool pinned;			/* [a] */
-	const char *_Atomic bypass;		/* [a] why it is not cached, or NULL */
+	_Atomic bool superseded;	/* [a] no longer the current version */
+	_Atomic bool complete;		/* [a] never goes back */
+	_Atomic bool pinned;		/* [a] */
+	const char *_Atomic bypass;	/* [a] why it is not cached, or NULL */
 	pthread_mutex_t lock;		/* below: may not hold it across I/O */
 	pthread_cond_t cond;		/* a fetch changed state */
 	int rfd, wfd;			/* [b] data: buffered; O_DIRECT or -1 */
 	uint64_t *map;			/* [b] blocks present */
 	uint64_t *sums;			/* [b] their checksums, or NULL */
 	uint64_t present;		/* [b] bits set in map */
-	struct fetch **tab;		/* [b] OBJ_BUCKETS, when first needed */
-	unsigned nfetch;		/* [b] fetches in tab */
-	struct bfile *bf;		/* [b] open on the server */
-	_Atomic bool gone;			/* [b] server has another version now */
+	LIST_HEAD(fetch_list, fetch) *tab; /* [b] OBJ_BUCKETS, once needed */
+	struct bfile *_Atomic bf;	/* [a] open on the server; set once */
+	_Atomic bool gone;		/* [a] server has another version now */
 	int backing_id, backing_users;	/* [b] passthrough */
 	_Atomic uint64_t reading;	/* [a] where the last read ended */
 	_Atomic uint64_t streamed;	/* [a] now_ms() of a read in a row */
 	unsigned ahead, fills;		/* [b] such fetches in flight */
-	struct obj *fill_next;		/* fill.lock: queue */
-	_Atomic bool filling;			/* fill.lock */
+	STAILQ_ENTRY(obj) fill_next;	/* fill.lock: queue */
+	_Atomic bool filling;		/* fill.lock */
 	unsigned fill_tries;		/* [b] fills failed in a row */
 	uint64_t fill_pos;		/* [o] filler: next block to look at */
 	bool dirty;			/* ckpt.lock: on the list */
@@ -245,7 +246,7 @@ enum mode { M_NONE, M_BUFFERED, M_PASSTHROUGH };
 
 struct name {
 	struct name *next;		/* [n] */
-	struct name *older, *newer;	/* [n] */
+	TAILQ_ENTRY(name) idle;		/* [n] */
 	char *path;			/* [n] */
 	char *origin;			/* [n] set aside: the path it had */
 	struct attr attr;		/* [n] latest validated */

@@ -504,10 +504,11 @@ wait_for_buffer(void *arg)
 static unsigned
 pool_waiting(void)
 {
+	struct pool_waiter *w;
 	unsigned n = 0;
 
 	pthread_mutex_lock(&pool.lock);
-	for (struct pool_waiter *w = pool.head; w; w = w->next)
+	TAILQ_FOREACH(w, &pool.waiters, next)
 		n++;
 	pthread_mutex_unlock(&pool.lock);
 	return n;
@@ -549,7 +550,7 @@ test_pool_fifo(void)
 	T(waiters[3].got == p && pool_waiting() == 0);
 	pool_put(p, MiB);
 	pool_put(q, MiB);
-	T(pool.used == 0 && pool.tail == &pool.head);
+	T(pool.used == 0 && TAILQ_EMPTY(&pool.waiters));
 	claim("buffers go to those who wait in the order they came");
 }
 
@@ -590,7 +591,7 @@ test_pool_hammer(void)
 		pthread_join(t[i], &bad);
 		T(!bad);
 	}
-	T(pool.used == 0 && !pool.head);
+	T(pool.used == 0 && TAILQ_EMPTY(&pool.waiters));
 	claim("no buffer has two owners, and every waiter gets one");
 }
 
@@ -841,7 +842,7 @@ test_names(void)
 	T(open && name_find_locked("/open", false) == open);
 	open->opens = 1;		/* as open_bind() does */
 	open->obj = &o;
-	name_unlist(open);
+	name_busy_locked(open);
 	T(!name_find_locked("/none", false));
 	for (int i = 0; i < NAMES_MAX + 1000; i++) {
 		snprintf(path, sizeof(path), "/n%d", i);
@@ -877,10 +878,10 @@ test_names(void)
 	claim("a name whose inode shows another version can be set aside");
 
 	open->opens = 0;
-	name_list(open);
-	while (names.oldest)
-		name_free_locked(names.oldest);
-	T(names.nidle == 0 && !known("/open") && !names.newest);
+	name_idle_locked(open);
+	while (!TAILQ_EMPTY(&names.idle))
+		name_free_locked(TAILQ_FIRST(&names.idle));
+	T(names.nidle == 0 && !known("/open"));
 	for (int i = 0; i < NAME_BUCKETS; i++)
 		T(!names.tab[i]);
 	claim("forgotten names leave nothing behind");
@@ -899,7 +900,7 @@ token(const char *path, uint64_t ms, uint64_t size)
 static void
 token_age(const char *path, uint64_t ms)
 {
-	token_slot(cur->pid, hash_str(path))->at -= ms;
+	token_slot(hash_str(path))->at -= ms;
 }
 
 static void
@@ -907,6 +908,7 @@ test_tokens(void)
 {
 	struct version v = { .size = 5 }, w = { .size = 6 };
 	struct req me = { .pid = 100 }, other = { .pid = 101 };
+	struct token *mine;
 	char path[32];
 
 	conf.cache_consistency = CONS_OPEN;
@@ -935,13 +937,13 @@ test_tokens(void)
 	claim("a token lasts 100 ms, that of a second try ten seconds");
 
 	token_estale_locked("/a");
+	mine = token_slot(hash_str("/a"));
 	for (int i = 0;; i++) {		/* another path in the same slot */
 		snprintf(path, sizeof(path), "/p%d", i);
-		if (token_slot(other.pid, hash_str(path)) ==
-		    token_slot(me.pid, hash_str("/a")))
+		cur = &other;
+		if (token_slot(hash_str(path)) == mine)
 			break;
 	}
-	cur = &other;
 	token_leave_locked(path, &v);
 	T(!token(path, RETRY_MS, 5));
 	cur = &me;
@@ -1103,9 +1105,9 @@ map_obj(const char *map, uint32_t bs, uint64_t size)
 			continue;
 		}
 		f[n] = (struct fetch){ .o = o, .off = i * bs, .len =
-			MIN(bs, size - i * bs),
-			.next = *fetch_bucket(o, i * bs) };
-		*fetch_bucket(o, i * bs) = &f[n++];
+			MIN(bs, size - i * bs) };
+		LIST_INSERT_HEAD(fetch_bucket(o, i * bs), &f[n], hash);
+		n++;
 	}
 	return o;
 }
@@ -1194,7 +1196,7 @@ test_stream(void)
 		T(!to || (to > from && from >= at + 64 * KiB));
 		T(to <= at + 64 * KiB + AHEAD_MAX && (!to || to >= last));
 		if (to)
-			stream_ahead(&s, last = to);
+			s.ahead = last = to;
 	}
 	T(last > 64 * MiB && s.counted && fill.streams == 1);
 	T(!stream_note(&s, 500 * MiB, 501 * MiB, &from));
@@ -1436,7 +1438,8 @@ read_shrunk(void)
 	c->flying = k;
 	c->nread = 1;
 	conn3_reply(NULL, RPC_STATUS_SUCCESS, &res, k);
-	T(o->gone && !o->nfetch && !c->flying && !c->nread);
+	T(o->gone && LIST_EMPTY(fetch_bucket(o, 0)) &&
+	    !c->flying && !c->nread);
 	obj_put(o);
 }
 
@@ -1520,7 +1523,8 @@ test_fetch(enum tri uring)
 	while (fetch_reclaim())
 		;
 	store_stop();
-	T(pool.used == 0 && !pool.oldest && !pool.head && !store.unwritten);
+	T(pool.used == 0 && TAILQ_EMPTY(&pool.kept) &&
+	    TAILQ_EMPTY(&pool.waiters) && !store.unwritten);
 	for (int i = 0; i < STORE_BUCKETS; i++)
 		T(!store.tab[i]);
 	claim("in the end all buffers and objects are free");
