@@ -3188,6 +3188,37 @@ fill_kick(void)
 	pthread_cond_signal(&fill.cond);
 }
 
+/* Ask for the rest of o in the background. */
+static void
+fill_queue(struct obj *o)
+{
+	WITH_LOCK(&fill.lock) {
+		if (o->filling || fill.quit)
+			return;
+		o->filling = true;
+	}
+	obj_ref(o);
+	COUNT(fills_started, 1);
+	WITH_LOCK(&fill.lock)
+		STAILQ_INSERT_TAIL(&fill.queue, o, fill_next);
+	fill_kick();
+}
+
+/* Has enough of o been read to fetch the rest? */
+static void
+fill_consider(struct obj *o)
+{
+	bool want = false;
+
+	if (conf.cache_fill >= 100 || o->complete || o->bypass || o->gone ||
+	    o->filling)
+		return;
+	WITH_LOCK(&o->lock)
+		want = o->present * 100 >= conf.cache_fill * o->nblk && o->nblk;
+	if (want)
+		fill_queue(o);
+}
+
 /* The cache write of f is over.  Once it is kept others may free it, and with
  * it the last reference to o: hence our own. */
 static void
@@ -3224,8 +3255,10 @@ fetch_written(struct exec_req *er)
 		fetch_keep(f);
 		over = fetch_over_locked(f);
 	}
-	if (!failed)
+	if (!failed) {
 		obj_dirty(o);
+		fill_consider(o);	/* the last read may have been before */
+	}
 	if (fills)
 		fill_kick();
 	if (over)
@@ -3427,37 +3460,6 @@ fetch_ahead(struct obj *o, struct stream *s, uint64_t from, uint64_t to)
 	}
 }
 
-/* Ask for the rest of o in the background. */
-static void
-fill_queue(struct obj *o)
-{
-	WITH_LOCK(&fill.lock) {
-		if (o->filling || fill.quit)
-			return;
-		o->filling = true;
-	}
-	obj_ref(o);
-	COUNT(fills_started, 1);
-	WITH_LOCK(&fill.lock)
-		STAILQ_INSERT_TAIL(&fill.queue, o, fill_next);
-	fill_kick();
-}
-
-/* Has enough of o been read to fetch the rest? */
-static void
-fill_consider(struct obj *o)
-{
-	bool want = false;
-
-	if (conf.cache_fill >= 100 || o->complete || o->bypass || o->gone ||
-	    o->filling)
-		return;
-	WITH_LOCK(&o->lock)
-		want = o->present * 100 >= conf.cache_fill * o->nblk && o->nblk;
-	if (want)
-		fill_queue(o);
-}
-
 /* Keep FILL_INFLIGHT fetches of o going.  False when o needs no more. */
 static bool
 fill_step(struct obj *o)
@@ -3498,6 +3500,21 @@ fill_step(struct obj *o)
 	return false;
 }
 
+/* Called about once a second: the heap that libfuse and libnfs had for a burst
+ * of reads goes back to the system when that is over. */
+static void
+heap_trim(void)
+{
+	static uint64_t seen, trimmed;
+	uint64_t reads = count.daemon_reads;
+
+	if (reads == seen && reads != trimmed) {
+		malloc_trim(0);
+		trimmed = reads;
+	}
+	seen = reads;
+}
+
 /* Goes round the objects that are being filled. */
 static void *
 fill_thread(void *arg)
@@ -3508,8 +3525,9 @@ fill_thread(void *arg)
 	(void)arg;
 	pthread_mutex_lock(&fill.lock);
 	for (;;) {
-		if (!fill.kicked && !fill.quit)
-			wait_on(&fill.cond, &fill.lock, now_ms() + 1000);
+		if (!fill.kicked && !fill.quit && wait_on(&fill.cond,
+		    &fill.lock, now_ms() + 1000) == -ETIMEDOUT)
+			heap_trim();
 		fill.kicked = false;
 		STAILQ_CONCAT(&round, &fill.queue);
 		if (fill.quit && STAILQ_EMPTY(&round))
@@ -5658,23 +5676,23 @@ op_validate(const char *path, struct attr *a)
 
 	for (int tries = 0; tries < 8; tries++) {
 		uint64_t asked = now_us(), age = 0;
-		struct name *n;
-		bool known;
+		struct attr fresh;
+		bool known = false;
 
-		pthread_mutex_lock(&names.lock);
-		n = name_find_locked(path, false);
-		known = n && n->answered;
-		if (known) {
-			*a = n->attr;
-			age = asked - MIN(n->answered, asked);
+		WITH_LOCK(&names.lock) {
+			struct name *n = name_find_locked(path, false);
+
+			known = n && n->answered;
+			if (known) {
+				*a = n->attr;
+				age = asked - MIN(n->answered, asked);
+			}
 		}
-		pthread_mutex_unlock(&names.lock);
 		if (known && ((backend_down && conf.cache_offline == 0) ||
 		    conf.cache_consistency == CONS_IMMUTABLE ||
 		    (conf.cache_consistency == CONS_TTL &&
 		    age < conf.cache_ttl * UINT64_C(1000000))))
 			return 0;
-		struct attr fresh;
 		r = be->getattr(path, &fresh, &fh);
 		if (r == -EHOSTDOWN && known && conf.cache_offline == 0)
 			return 0;
@@ -5713,35 +5731,29 @@ name_conflict_locked(const struct name *n, const struct version *v)
 static int
 op_rename(const char *from, const char *to, unsigned flags)
 {
-	struct name *n, **p;
-	char *path, *origin;
-	int r = -ENOMEM;
+	struct name *n;
+	char *path;
 
 	(void)flags;
 	if (!aside_for)
 		return -EROFS;
 	path = strdup(to);
-	origin = strdup(from);
-	pthread_mutex_lock(&names.lock);
+	if (!path)
+		return -ENOMEM;
+	GUARD(&names.lock);
 	n = name_find_locked(from, false);
-	if (path && origin)
-		r = name_conflict_locked(n, &aside_for->ver) ? 0 : -EAGAIN;
-	if (!r) {
-		*name_slot(from) = n->next;
-		free(n->path);
-		free(n->origin);
-		n->path = path;
-		n->origin = origin;
-		n->next = NULL;
-		p = name_slot(path);
-		*p = n;
-		path = origin = NULL;
-		COUNT(set_aside, 1);
+	if (!name_conflict_locked(n, &aside_for->ver)) {
+		free(path);
+		return -EAGAIN;
 	}
-	pthread_mutex_unlock(&names.lock);
-	free(path);
-	free(origin);
-	return r;
+	*name_slot(from) = n->next;
+	free(n->origin);
+	n->origin = n->path;
+	n->path = path;
+	n->next = NULL;
+	*name_slot(path) = n;
+	COUNT(set_aside, 1);
+	return 0;
 }
 
 /*
@@ -5789,19 +5801,19 @@ static void
 op_looked_up(const char *path, struct attr *a)
 {
 	struct name *n;
-	bool conflict;
+	bool conflict = false;
 
 	looking_up.stripe = &aside_lock[hash_str(path) % ASIDE_STRIPES];
 	pthread_mutex_lock(looking_up.stripe);
-	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, true);
-	if (n && n->answered)
-		*a = n->attr;
-	conflict = name_conflict_locked(n, &a->ver);
-	pthread_mutex_unlock(&names.lock);
+	WITH_LOCK(&names.lock) {
+		n = name_find_locked(path, true);
+		if (n && n->answered)
+			*a = n->attr;
+		conflict = name_conflict_locked(n, &a->ver);
+	}
 	if (conflict)
 		op_set_aside(a);
-	pthread_mutex_lock(&names.lock);
+	GUARD(&names.lock);
 	n = name_find_locked(path, true);
 	if (n && conflict && !n->answered) {
 		n->attr = *a;
@@ -5810,7 +5822,6 @@ op_looked_up(const char *path, struct attr *a)
 	if (n)
 		n->told = S_ISREG(a->mode) ? a->ver : (struct version){ 0 };
 	token_leave_locked(path, &a->ver);
-	pthread_mutex_unlock(&names.lock);
 }
 
 /* Attributes of the virtual files and of nodes set aside.  1 = none of these;
@@ -5819,7 +5830,6 @@ static int
 op_getattr_special(const char *path, struct stat *st, bool lookup)
 {
 	struct name *n;
-	int r = -ESTALE;
 
 	if (is_ctl(path)) {
 		bool dir = !strcmp(path, CTL_DIR);
@@ -5834,14 +5844,11 @@ op_getattr_special(const char *path, struct stat *st, bool lookup)
 		return 1;
 	if (lookup)
 		return -ENOENT;
-	pthread_mutex_lock(&names.lock);
+	GUARD(&names.lock);
 	n = name_find_locked(path, false);
-	if (n) {
+	if (n)
 		attr_stat(n->opens ? &n->obj->attr : &n->attr, st);
-		r = 0;
-	}
-	pthread_mutex_unlock(&names.lock);
-	return r;
+	return n ? 0 : -ESTALE;
 }
 
 /* Answer a GETATTR with what the inode's open files hold, or what its own
@@ -5850,23 +5857,38 @@ static bool
 op_getattr_known(const char *path, struct stat *st)
 {
 	struct version seen;
-	struct name *n;
-	bool retry, known = false;
+	bool retry;
 
-	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, false);
-	if (n && n->opens) {
+	GUARD(&names.lock);
+	struct name *n = name_find_locked(path, false);
+	if (n && n->opens)
 		attr_stat(&n->obj->attr, st);
-		known = true;
-	} else if (n && n->told.fileid && cur &&
+	else if (n && n->told.fileid && cur &&
 	    token_find_locked(path, TOKEN_MS, &seen, &retry) &&
 	    version_same(&seen, &n->told) &&
-	    version_same(&n->attr.ver, &n->told)) {
+	    version_same(&n->attr.ver, &n->told))
 		attr_stat(&n->attr, st);
-		known = true;
-	}
-	pthread_mutex_unlock(&names.lock);
-	return known;
+	else
+		return false;
+	return true;
+}
+
+/* May an answer that shows version v of path be given to its inode?  Not if
+ * that has another one. */
+static bool
+name_may_show(const char *path, const struct version *v)
+{
+	GUARD(&names.lock);
+	struct name *n = name_find_locked(path, false);
+	return !n || !n->told.fileid || version_same(&n->told, v);
+}
+
+/* Answer ESTALE to a request on path. */
+static int
+op_estale(const char *path)
+{
+	GUARD(&names.lock);
+	return token_estale_locked(path);
 }
 
 static int
@@ -5874,7 +5896,6 @@ op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 {
 	struct file *f = fi ? (struct file *)(uintptr_t)fi->fh : NULL;
 	bool lookup = cur && cur->opcode == FUSE_LOOKUP && !fi;
-	struct name *n;
 	struct attr a;
 	int r;
 
@@ -5892,17 +5913,12 @@ op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 	r = op_validate(path, &a);
 	if (r)
 		return op_errno(r);
-	if (lookup) {
+	if (lookup)
 		op_looked_up(path, &a);
-	} else if (S_ISREG(a.mode)) {
-		pthread_mutex_lock(&names.lock);
-		n = name_find_locked(path, false);
-		if (n && n->told.fileid && !version_same(&n->told, &a.ver))
-			r = token_estale_locked(path);
-		pthread_mutex_unlock(&names.lock);
-	}
+	else if (S_ISREG(a.mode) && !name_may_show(path, &a.ver))
+		return op_estale(path);
 	attr_stat(&a, st);
-	return r;
+	return 0;
 }
 
 /* The backing id for o's data, registered by its first user; -errno when the
@@ -5910,46 +5926,38 @@ op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 static int
 obj_backing_get(struct obj *o)
 {
-	int r = -ENOSYS;
-
 #if HAVE_PASSTHROUGH
 #ifndef FUSE_DEV_IOC_BACKING_OPEN	/* linux/fuse.h before 6.9 */
 	struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t pad; };
 #define FUSE_DEV_IOC_BACKING_OPEN _IOW(229, 1, struct fuse_backing_map)
 #define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
 #endif
-	pthread_mutex_lock(&o->lock);
-	r = o->backing_id;
+	GUARD(&o->lock);
 	if (!o->backing_users) {
 		struct fuse_backing_map m = { .fd = o->rfd };
+		int r = ioctl(fuse_session_fd(session),
+		    FUSE_DEV_IOC_BACKING_OPEN, &m);
 
-		r = ioctl(fuse_session_fd(session), FUSE_DEV_IOC_BACKING_OPEN,
-		    &m);
-		r = r > 0 ? r : r < 0 ? -errno : -EIO;
-		o->backing_id = r;
+		o->backing_id = r > 0 ? r : r < 0 ? -errno : -EIO;
 	}
-	if (r > 0)
+	if (o->backing_id > 0)
 		o->backing_users++;
-	pthread_mutex_unlock(&o->lock);
+	return o->backing_id;
 #else
 	(void)o;
+	return -ENOSYS;
 #endif
-	return r;
 }
 
 static void
 obj_backing_put(struct obj *o)
 {
 #if HAVE_PASSTHROUGH
-	pthread_mutex_lock(&o->lock);
-	if (--o->backing_users == 0) {
-		uint32_t id = (uint32_t)o->backing_id;
-
-		if (ioctl(fuse_session_fd(session), FUSE_DEV_IOC_BACKING_CLOSE,
-		    &id))
-			log_debug("backing close: %s", strerror(errno));
-	}
-	pthread_mutex_unlock(&o->lock);
+	GUARD(&o->lock);
+	uint32_t id = (uint32_t)o->backing_id;
+	if (--o->backing_users == 0 && ioctl(fuse_session_fd(session),
+	    FUSE_DEV_IOC_BACKING_CLOSE, &id))
+		log_debug("backing close: %s", strerror(errno));
 #else
 	(void)o;
 #endif
@@ -6001,33 +6009,34 @@ open_bind(const char *path, struct obj *o, bool force, struct file *f,
 		bypass(R_passthrough_refused);
 		pt = false;
 	}
-	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, true);
-	if (!n) {
-		r = -ENOMEM;
-	} else if (n->opens && n->obj != o && force) {
-		*other = obj_ref(n->obj);
-		r = -EAGAIN;
-	} else if (n->opens && (n->obj != o || (n->mode == M_PASSTHROUGH ? !pt :
-	    pt && !force && !path_is_aside(path)))) {
-		r = -ESTALE;		/* the LOOKUP to come makes room */
-	} else {
-		if (!n->opens++) {
-			name_busy_locked(n);
-			n->obj = obj_ref(o);
-			n->mode = pt ? M_PASSTHROUGH : M_BUFFERED;
+	WITH_LOCK(&names.lock) {
+		n = name_find_locked(path, true);
+		if (!n) {
+			r = -ENOMEM;
+		} else if (n->opens && n->obj != o && force) {
+			*other = obj_ref(n->obj);
+			r = -EAGAIN;
+		} else if (n->opens && (n->obj != o || (n->mode ==
+		    M_PASSTHROUGH ? !pt : pt && !force &&
+		    !path_is_aside(path)))) {
+			r = -ESTALE;	/* the LOOKUP to come makes room */
+		} else {
+			if (!n->opens++) {
+				name_busy_locked(n);
+				n->obj = obj_ref(o);
+				n->mode = pt ? M_PASSTHROUGH : M_BUFFERED;
+			}
+			f->n = n;
+			f->o = o;
+			f->passthrough = n->mode == M_PASSTHROUGH;
+			f->moved = !version_same(&n->told, &o->attr.ver);
+			f->keep = !f->passthrough &&
+			    version_same(&n->pages, &o->attr.ver);
+			if (!f->passthrough)
+				n->pages = o->attr.ver;
+			n->told = o->attr.ver;
 		}
-		f->n = n;
-		f->o = o;
-		f->passthrough = n->mode == M_PASSTHROUGH;
-		f->moved = !version_same(&n->told, &o->attr.ver);
-		f->keep = !f->passthrough &&
-		    version_same(&n->pages, &o->attr.ver);
-		if (!f->passthrough)
-			n->pages = o->attr.ver;
-		n->told = o->attr.ver;
 	}
-	pthread_mutex_unlock(&names.lock);
 	if (pt && (r || !f->passthrough))
 		obj_backing_put(o);
 	return r;
@@ -6044,36 +6053,42 @@ open_version(const char *path, const char *origin, struct attr *a, bool *force)
 {
 	struct version seen;
 	struct name *n;
-	bool token, same, known = false;
+	bool token = false;
 	int r;
 
-	pthread_mutex_lock(&names.lock);
-	token = token_find_locked(origin, RETRY_MS, &seen, force);
-	if (token)			/* an OPEN uses it up */
-		*token_slot(hash_str(origin)) = (struct token){ 0 };
-	n = name_find_locked(path, false);
-	same = token && n && version_same(&seen, &n->told);
-	if (same && n->opens) {
-		*a = n->obj->attr;
-		known = true;
-	} else if (same && version_same(&n->attr.ver, &seen)) {
-		*a = n->attr;
-		known = true;
+	WITH_LOCK(&names.lock) {
+		token = token_find_locked(origin, RETRY_MS, &seen, force);
+		if (token)		/* an OPEN uses it up */
+			*token_slot(hash_str(origin)) = (struct token){ 0 };
+		n = name_find_locked(path, false);
+		if (token && n && version_same(&seen, &n->told) &&
+		    (n->opens || version_same(&n->attr.ver, &seen))) {
+			*a = n->opens ? n->obj->attr : n->attr;
+			return 0;
+		}
 	}
-	pthread_mutex_unlock(&names.lock);
-	if (known)
-		return 0;
 	r = token && !*force ? -ESTALE : op_validate(origin, a);
 	if (r || *force)
 		return r;
-	pthread_mutex_lock(&names.lock);
+	GUARD(&names.lock);
 	n = name_find_locked(path, false);
-	if (!n || !n->told.fileid)
-		*force = true;
-	else if (!version_same(&n->told, &a->ver))
-		r = -ESTALE;
-	pthread_mutex_unlock(&names.lock);
-	return r;
+	if (n && n->told.fileid)
+		return version_same(&n->told, &a->ver) ? 0 : -ESTALE;
+	*force = true;
+	return 0;
+}
+
+/* The server's path of what the kernel knows as path; allocated, or NULL. */
+static char *
+op_origin(const char *path)
+{
+	struct name *n;
+
+	if (!path_is_aside(path))
+		return strdup(path);
+	GUARD(&names.lock);
+	n = name_find_locked(path, false);
+	return n && n->origin ? strdup(n->origin) : NULL;
 }
 
 static int
@@ -6093,10 +6108,9 @@ op_open_stats(struct fuse_file_info *fi)
 static int
 op_open(const char *path, struct fuse_file_info *fi)
 {
-	char *origin = NULL;
+	char *origin;
 	struct file *f;
 	struct obj *o = NULL, *other;
-	struct name *n;
 	struct attr a;
 	bool force;
 	int r;
@@ -6105,29 +6119,20 @@ op_open(const char *path, struct fuse_file_info *fi)
 		return -EROFS;
 	if (!strcmp(path, CTL_STATS))
 		return op_open_stats(fi);
-	if (path_is_aside(path)) {
-		pthread_mutex_lock(&names.lock);
-		n = name_find_locked(path, false);
-		origin = n && n->origin ? strdup(n->origin) : NULL;
-		pthread_mutex_unlock(&names.lock);
-		if (!origin)
-			return -ESTALE;
-	}
+	origin = op_origin(path);
+	if (!origin)
+		return -ESTALE;
 	f = calloc(1, sizeof(*f));
-	r = f ? open_version(path, origin ? origin : path, &a, &force) :
-	    -ENOMEM;
+	r = f ? open_version(path, origin, &a, &force) : -ENOMEM;
 	if (!r)
-		r = open_object(origin ? origin : path, &a, force, &o);
+		r = open_object(origin, &a, force, &o);
 	while (!r && (r = open_bind(path, o, force, f, &other)) == -EAGAIN) {
 		obj_put(o);
 		o = other;
 		r = 0;
 	}
-	if (r == -ESTALE) {
-		pthread_mutex_lock(&names.lock);
-		token_estale_locked(origin ? origin : path);
-		pthread_mutex_unlock(&names.lock);
-	}
+	if (r == -ESTALE)
+		op_estale(origin);
 	free(origin);
 	if (r) {
 		if (o)
@@ -6166,14 +6171,13 @@ op_release(const char *path, struct fuse_file_info *fi)
 
 	(void)path;
 	if (f->o) {
-		pthread_mutex_lock(&names.lock);
-		if (--f->n->opens == 0) {
-			o = f->n->obj;
-			f->n->obj = NULL;
-			f->n->mode = M_NONE;
-			name_idle_locked(f->n);
-		}
-		pthread_mutex_unlock(&names.lock);
+		WITH_LOCK(&names.lock)
+			if (--f->n->opens == 0) {
+				o = f->n->obj;
+				f->n->obj = NULL;
+				f->n->mode = M_NONE;
+				name_idle_locked(f->n);
+			}
 		if (f->passthrough)
 			obj_backing_put(f->o);
 		if (f->stream.counted)
@@ -6244,12 +6248,11 @@ readdir_may_tell(const char *dir, const struct dirent_plus *e)
 
 	if (!path)
 		return false;
-	pthread_mutex_lock(&names.lock);
+	GUARD(&names.lock);
 	n = name_find_locked(path, true);
 	ok = n && (!n->told.fileid || version_same(&n->told, &e->attr.ver));
 	if (ok && S_ISREG(e->attr.mode))
 		n->told = e->attr.ver;
-	pthread_mutex_unlock(&names.lock);
 	free(path);
 	return ok;
 }
@@ -6314,15 +6317,15 @@ op_statfs(const char *path, struct statvfs *sv)
 static struct obj *
 op_object(const char *path, int *err)
 {
-	struct name *n;
 	struct attr a;
 	struct obj *o = NULL;
 
-	pthread_mutex_lock(&names.lock);
-	n = name_find_locked(path, false);
-	if (n && n->opens)
-		o = obj_ref(n->obj);
-	pthread_mutex_unlock(&names.lock);
+	WITH_LOCK(&names.lock) {
+		struct name *n = name_find_locked(path, false);
+
+		if (n && n->opens)
+			o = obj_ref(n->obj);
+	}
 	if (o || is_ctl(path) || path_is_aside(path))
 		return o;
 	*err = op_errno(op_validate(path, &a));
@@ -6334,7 +6337,7 @@ op_getxattr(const char *path, const char *name, char *value, size_t size)
 {
 	char text[32];
 	struct obj *o;
-	uint64_t bytes;
+	uint64_t present = 0;
 	int n, err = 0;
 
 	if (strncmp(name, "user.cachefs.", 13))
@@ -6342,19 +6345,19 @@ op_getxattr(const char *path, const char *name, char *value, size_t size)
 	o = op_object(path, &err);
 	if (!o)
 		return err ? err : -ENODATA;
-	pthread_mutex_lock(&o->lock);
-	bytes = MIN(o->present * o->bs, o->attr.ver.size);
+	WITH_LOCK(&o->lock)
+		present = o->present;
 	if (!strcmp(name + 13, "state"))
 		n = snprintf(text, sizeof(text), "%s",
-		    o->present == o->nblk ? "complete" :
-		    o->present ? "partial" : "absent");
+		    present == o->nblk ? "complete" :
+		    present ? "partial" : "absent");
 	else if (!strcmp(name + 13, "cached"))
-		n = snprintf(text, sizeof(text), "%" PRIu64, bytes);
+		n = snprintf(text, sizeof(text), "%" PRIu64,
+		    MIN(present * o->bs, o->attr.ver.size));
 	else if (!strcmp(name + 13, "pinned"))
 		n = snprintf(text, sizeof(text), "%d", o->pinned);
 	else
 		n = -ENODATA;
-	pthread_mutex_unlock(&o->lock);
 	obj_put(o);
 	if (n >= 0 && size && size < (size_t)n)
 		return -ERANGE;
@@ -6494,15 +6497,14 @@ worker(void *arg)
 		struct req rq;
 		int r;
 
-		pthread_mutex_lock(&workers.lock);
-		workers.idle++;
-		pthread_mutex_unlock(&workers.lock);
+		WITH_LOCK(&workers.lock)
+			workers.idle++;
 		r = fuse_session_receive_buf(session, &fb);
-		pthread_mutex_lock(&workers.lock);
-		workers.idle--;
-		if (r > 0)
-			worker_spawn_locked();
-		pthread_mutex_unlock(&workers.lock);
+		WITH_LOCK(&workers.lock) {
+			workers.idle--;
+			if (r > 0)
+				worker_spawn_locked();
+		}
 		if (r == -EINTR)
 			continue;
 		if (r <= 0)
@@ -6525,10 +6527,9 @@ worker(void *arg)
 	fuse_session_exit(session);
 	free(fb.mem);
 	pthread_kill(workers.main, SIGTERM);
-	pthread_mutex_lock(&workers.lock);
+	GUARD(&workers.lock);
 	workers.ended++;
 	pthread_cond_signal(&workers.cond);
-	pthread_mutex_unlock(&workers.lock);
 	return NULL;
 }
 
@@ -6543,10 +6544,9 @@ workers_stop(void)
 		struct timespec ts;
 		uint64_t t = now_ms() + 50;
 
-		pthread_mutex_lock(&reqs.lock);
-		for (struct req *r = reqs.waiting; r; r = r->next)
-			pthread_cond_broadcast(r->cond);
-		pthread_mutex_unlock(&reqs.lock);
+		WITH_LOCK(&reqs.lock)
+			for (struct req *r = reqs.waiting; r; r = r->next)
+				pthread_cond_broadcast(r->cond);
 		for (unsigned i = 0; i < workers.n; i++)
 			pthread_kill(workers.tid[i], SIGUSR2);
 		ts = (struct timespec){ (time_t)(t / 1000),
