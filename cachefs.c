@@ -533,123 +533,111 @@ dirlist_add(struct dirlist *l, const char *name, const struct attr *a)
 
 /* === conf: options from one table ========================= Begin === */
 
-enum ctype { C_STR, C_BOOL, C_TRI, C_WORD, C_UINT, C_SIZE, C_AMOUNT, C_SECS,
-	C_PERCENT };
-
-static const char *const words_version[] = { "auto", "3", "4", NULL };
-static const char *const words_evict[] = { "lru", "lfu", "sieve", NULL };
-static const char *const words_cons[] = { "strict", "open", "ttl",
-	"immutable", NULL };
-static const char *const words_offline[] = { "serve", "fail", NULL };
-static const char *const words_level[] = { "error", "warn", "info", "debug",
-	NULL };
-static const char *const words_target[] = { "auto", "stderr", "syslog", NULL };
-
-#define AT(f) offsetof(struct conf, f)
-
-/* Every option, in the order of cachefs.8.  The ini key is sect:key, the -o
- * name is sect_key.  min and max are in the option's own unit. */
-static const struct copt {
+/* One option.  The ini key is sect:key, the -o name sect_key. */
+struct copt {
 	const char *sect, *key;
-	enum ctype type;
-	size_t at;
-	const char *def;
-	double min, max;
+	size_t at;			/* in struct conf */
+	enum { C_STR, C_BOOL, C_TRI, C_WORD, C_UINT, C_SIZE, C_AMOUNT, C_SECS,
+		C_PERCENT } type;
+	double min, max;		/* in the option's own unit */
 	const char *const *words;
-	const char *help;
-} copts[] = {
-{ "nfs", "backend", C_STR, AT(nfs_backend), NULL, 0, 0, NULL,
+	const char *def, *help;
+};
+
+#define NFS(key) "nfs", #key, offsetof(struct conf, nfs_##key)
+#define CACHE(key) "cache", #key, offsetof(struct conf, cache_##key)
+#define NVME(key) "nvme", #key, offsetof(struct conf, key)
+#define FUSE(key) "fuse", #key, offsetof(struct conf, fuse_##key)
+#define LOGS(key) "log", #key, offsetof(struct conf, log_##key)
+#define STR C_STR, 0, 0, NULL
+#define BOOL C_BOOL, 0, 0, NULL
+#define TRI C_TRI, 0, 0, NULL
+#define WORD(...) C_WORD, 0, 0, (const char *const[]){ __VA_ARGS__, NULL }
+#define UINT(min, max) C_UINT, min, max, NULL
+#define SIZE(min, max) C_SIZE, min, max, NULL
+#define AMOUNT C_AMOUNT, 0, SIZE_LIMIT, NULL
+#define SECS C_SECS, 0, 1e9, NULL
+#define PERCENT C_PERCENT, 0, 100, NULL
+#define SIZE_LIMIT 9e18
+
+/* Every option, in the order of cachefs.8. */
+static const struct copt copts[] = {
+{ NFS(backend), STR, NULL,
 	"nfs://host[:port]/export[/dir], host:/export[/dir] or a directory" },
-{ "nfs", "version", C_WORD, AT(nfs_version), "auto", 0, 0, words_version,
+{ NFS(version), WORD("auto", "3", "4"), "auto",
 	"protocol version; auto = 3 where the server offers it, else 4" },
-{ "nfs", "port", C_UINT, AT(nfs_port), "0", 0, 65535, NULL,
+{ NFS(port), UINT(0, 65535), "0",
 	"NFS port; 0 = ask the portmapper (v3), 2049 (v4)" },
-{ "nfs", "mount_port", C_UINT, AT(nfs_mount_port), "0", 0, 65535, NULL,
+{ NFS(mount_port), UINT(0, 65535), "0",
 	"MOUNT port (v3); 0 = ask the portmapper" },
-{ "nfs", "connections", C_UINT, AT(nfs_connections), "4", 1, CONN_MAX, NULL,
+{ NFS(connections), UINT(1, CONN_MAX), "4",
 	"parallel connections to the server" },
-{ "nfs", "timeout", C_UINT, AT(nfs_timeout), "30", 1, 86400, NULL,
+{ NFS(timeout), UINT(1, 86400), "30",
 	"seconds a request may wait for a silent server" },
-{ "nfs", "uid", C_UINT, AT(nfs_uid), NULL, 0, 4294967294., NULL,
+{ NFS(uid), UINT(0, UINT32_MAX - 1), NULL,
 	"AUTH_SYS user; the daemon's unless set" },
-{ "nfs", "gid", C_UINT, AT(nfs_gid), NULL, 0, 4294967294., NULL,
+{ NFS(gid), UINT(0, UINT32_MAX - 1), NULL,
 	"AUTH_SYS group; the daemon's unless set" },
-{ "cache", "dir", C_STR, AT(cache_dir), NULL, 0, 0, NULL,
+{ CACHE(dir), STR, NULL,
 	"directory of the cache; mode 0700, the daemon's own" },
-{ "cache", "size", C_AMOUNT, AT(cache_size), "0", 0, 9e18, NULL,
+{ CACHE(size), AMOUNT, "0",
 	"hard cap on bytes used, or % of the disk; 0 = only min_free" },
-{ "cache", "min_free", C_AMOUNT, AT(cache_min_free), "5%", 0, 9e18, NULL,
+{ CACHE(min_free), AMOUNT, "5%",
 	"bytes and inodes of the cache file system left free" },
-{ "cache", "block_size", C_SIZE, AT(cache_block_size), "256K", 4096,
-	64. * 1048576, NULL, "unit of presence, a power of two" },
-{ "cache", "fill", C_PERCENT, AT(cache_fill), "10%", 0, 100, NULL,
-	"share read after which the rest is fetched; 0 = at open, 100 = never" },
-{ "cache", "eviction", C_WORD, AT(cache_eviction), "lru", 0, 0, words_evict,
+{ CACHE(block_size), SIZE(4 * KiB, 64 * MiB), "256K",
+	"unit of presence, a power of two" },
+{ CACHE(fill), PERCENT, "10%", "share read after which the rest is fetched; "
+	"0 = at open, 100 = never" },
+{ CACHE(eviction), WORD("lru", "lfu", "sieve"), "lru",
 	"which object goes first" },
-{ "cache", "consistency", C_WORD, AT(cache_consistency), "open", 0, 0,
-	words_cons, "when the server is asked" },
-{ "cache", "ttl", C_UINT, AT(cache_ttl), "60", 0, 31536000, NULL,
-	"seconds, for consistency=ttl" },
-{ "cache", "min_file_size", C_SIZE, AT(cache_min_file_size), "0", 0, 9e18,
-	NULL, "smaller files are served uncached" },
-{ "cache", "max_file_size", C_SIZE, AT(cache_max_file_size), "none", 0, 9e18,
-	NULL, "larger files are served uncached" },
-{ "cache", "include", C_STR, AT(cache_include), "", 0, 0, NULL,
-	"globs: only these paths are cached" },
-{ "cache", "exclude", C_STR, AT(cache_exclude), "", 0, 0, NULL,
-	"globs: these paths are served uncached" },
-{ "cache", "checksum", C_BOOL, AT(cache_checksum), "yes", 0, 0, NULL,
-	"keep the xxh3 of each block" },
-{ "cache", "offline", C_WORD, AT(cache_offline), "serve", 0, 0, words_offline,
+{ CACHE(consistency), WORD("strict", "open", "ttl", "immutable"), "open",
+	"when the server is asked" },
+{ CACHE(ttl), UINT(0, 31536000), "60", "seconds, for consistency=ttl" },
+{ CACHE(min_file_size), SIZE(0, SIZE_LIMIT), "0",
+	"smaller files are served uncached" },
+{ CACHE(max_file_size), SIZE(0, SIZE_LIMIT), "none",
+	"larger files are served uncached" },
+{ CACHE(include), STR, "", "globs: only these paths are cached" },
+{ CACHE(exclude), STR, "", "globs: these paths are served uncached" },
+{ CACHE(checksum), BOOL, "yes", "keep the xxh3 of each block" },
+{ CACHE(offline), WORD("serve", "fail"), "serve",
 	"when the server is unreachable" },
-{ "cache", "offline_max_age", C_UINT, AT(cache_offline_max_age), "0", 0,
-	4294967295., NULL, "seconds; 0 = without limit" },
-{ "nvme", "use_io_uring", C_TRI, AT(use_io_uring), "auto", 0, 0, NULL,
+{ CACHE(offline_max_age), UINT(0, UINT32_MAX), "0",
+	"seconds; 0 = without limit" },
+{ NVME(use_io_uring), TRI, "auto",
 	"yes = fail without it; auto = threads instead" },
-{ "nvme", "queue_depth", C_UINT, AT(queue_depth), "128", 1, 4096, NULL,
-	"I/Os in flight on the cache disk" },
-{ "nvme", "polling_mode", C_BOOL, AT(polling_mode), "no", 0, 0, NULL,
+{ NVME(queue_depth), UINT(1, 4096), "128", "I/Os in flight on the cache disk" },
+{ NVME(polling_mode), BOOL, "no",
 	"SQPOLL: a kernel thread takes the submissions" },
-{ "nvme", "sq_poll_idle_ms", C_UINT, AT(sq_poll_idle_ms), "1000", 1, 3600000,
-	NULL, "after which that thread sleeps" },
-{ "nvme", "io_poll", C_BOOL, AT(io_poll), "no", 0, 0, NULL,
-	"IOPOLL: completions are polled for" },
-{ "nvme", "fixed_buffers", C_BOOL, AT(fixed_buffers), "yes", 0, 0, NULL,
-	"register the buffer pool with the ring" },
-{ "nvme", "use_hugepages", C_BOOL, AT(use_hugepages), "no", 0, 0, NULL,
-	"the buffer pool in huge pages" },
-{ "nvme", "direct_io", C_BOOL, AT(direct_io), "yes", 0, 0, NULL,
-	"O_DIRECT cache writes" },
-{ "nvme", "buffer_memory", C_SIZE, AT(buffer_memory), "64M", 8. * 1048576,
-	1099511627776., NULL, "size of the buffer pool" },
-{ "nvme", "splice", C_TRI, AT(splice), "auto", 0, 0, NULL,
-	"zero-copy fills from a directory" },
-{ "fuse", "allow_other", C_BOOL, AT(fuse_allow_other), "no", 0, 0, NULL,
+{ NVME(sq_poll_idle_ms), UINT(1, 3600000), "1000",
+	"after which that thread sleeps" },
+{ NVME(io_poll), BOOL, "no", "IOPOLL: completions are polled for" },
+{ NVME(fixed_buffers), BOOL, "yes", "register the buffer pool with the ring" },
+{ NVME(use_hugepages), BOOL, "no", "the buffer pool in huge pages" },
+{ NVME(direct_io), BOOL, "yes", "O_DIRECT cache writes" },
+{ NVME(buffer_memory), SIZE(8 * MiB, 1 * TiB), "64M",
+	"size of the buffer pool" },
+{ NVME(splice), TRI, "auto", "zero-copy fills from a directory" },
+{ FUSE(allow_other), BOOL, "no",
 	"let other users in (permissions are checked)" },
-{ "fuse", "passthrough", C_TRI, AT(fuse_passthrough), "auto", 0, 0, NULL,
+{ FUSE(passthrough), TRI, "auto",
 	"kernel reads complete files itself; yes = fail if it can't" },
-{ "fuse", "io_uring", C_BOOL, AT(fuse_io_uring), "no", 0, 0, NULL,
-	"FUSE over io_uring" },
-{ "fuse", "threads", C_UINT, AT(fuse_threads), "64", 2, 1024, NULL,
-	"requests processed at a time" },
-{ "fuse", "attr_timeout", C_SECS, AT(fuse_attr_timeout), "1", 0, 1e9, NULL,
-	"seconds the kernel keeps attributes" },
-{ "fuse", "entry_timeout", C_SECS, AT(fuse_entry_timeout), "1", 0, 1e9, NULL,
-	"seconds the kernel keeps names" },
-{ "fuse", "negative_timeout", C_SECS, AT(fuse_negative_timeout), "1", 0, 1e9,
-	NULL, "seconds the kernel keeps missing names" },
-{ "fuse", "readahead", C_SIZE, AT(fuse_readahead), "1M", 0, 1073741824., NULL,
-	"kernel read-ahead of the mount" },
-{ "log", "level", C_WORD, AT(log_level), "info", 0, 0, words_level,
+{ FUSE(io_uring), BOOL, "no", "FUSE over io_uring" },
+{ FUSE(threads), UINT(2, 1024), "64", "requests processed at a time" },
+{ FUSE(attr_timeout), SECS, "1", "seconds the kernel keeps attributes" },
+{ FUSE(entry_timeout), SECS, "1", "seconds the kernel keeps names" },
+{ FUSE(negative_timeout), SECS, "1", "seconds the kernel keeps missing names" },
+{ FUSE(readahead), SIZE(0, 1 * GiB), "1M", "kernel read-ahead of the mount" },
+{ LOGS(level), WORD("error", "warn", "info", "debug"), "info",
 	"least severe level that is logged" },
-{ "log", "target", C_WORD, AT(log_target), "auto", 0, 0, words_target,
+{ LOGS(target), WORD("auto", "stderr", "syslog"), "auto",
 	"auto = stderr in the foreground, else syslog" },
 };
 #define NCOPTS (sizeof(copts) / sizeof(copts[0]))
 
-/* Names of the Rust ancestor's mount options.  What stands between %s and
- * its end is appended to the value; without ours nothing remains to set. */
-static const struct { const char *theirs, *ours, *unit; } aliases[] = {
+/* Names of the Rust ancestor's mount options, and the unit of their values
+ * (h: hours, to be seconds).  Without ours nothing remains to set. */
+static const struct alias { const char *theirs, *ours, *unit; } aliases[] = {
 	{ "cache_size_gb", "cache_size", "G" },
 	{ "block_size_mb", "cache_block_size", "M" },
 	{ "min_cache_file_size_mb", "cache_min_file_size", "M" },
@@ -660,19 +648,15 @@ static const struct { const char *theirs, *ours, *unit; } aliases[] = {
 	{ "direct_io", "nvme_direct_io", "" },
 	{ "allow_other", "fuse_allow_other", "" },
 	{ "max_concurrent", NULL, NULL },
+	{ NULL, NULL, NULL },
 };
 
-/* mount(8)'s own words: never an error; those that end in * are prefixes. */
+/* mount(8)'s own words, as globs: never an error. */
 static const char *const mount_words[] = { "ro", "_netdev", "nofail", "auto",
 	"noauto", "defaults", "atime", "noatime", "relatime", "norelatime",
-	"strictatime", "diratime", "nodiratime", "user",
-	"users", "nouser", "owner", "group", "async", "default_permissions",
-	"x-*", "X-*", "comment=*", "uhelper=*", "helper=*", NULL };
-static const struct { const char *word; unsigned set, clear; } mount_bits[] = {
-	{ "dev", 0, MS_NODEV }, { "nodev", MS_NODEV, 0 },
-	{ "suid", 0, MS_NOSUID }, { "nosuid", MS_NOSUID, 0 },
-	{ "exec", 0, MS_NOEXEC }, { "noexec", MS_NOEXEC, 0 },
-};
+	"strictatime", "diratime", "nodiratime", "user", "users", "nouser",
+	"owner", "group", "async", "default_permissions", "x-*", "X-*",
+	"comment=*", "uhelper=*", "helper=*", NULL };
 
 /* A number with a unit of powers of 1024 ("64M", "1.5G", "1GiB"); false if it
  * is none. */
@@ -680,6 +664,7 @@ static bool
 conf_size(const char *s, double *out)
 {
 	static const char units[] = "KMGT";
+	const char *unit;
 	char *end;
 
 	if (!isdigit((unsigned char)*s))
@@ -687,15 +672,15 @@ conf_size(const char *s, double *out)
 	*out = strtod(s, &end);
 	if (end[strspn(end, " ")] == '\0')
 		return true;
-	const char *u = strchr(units, toupper((unsigned char)*end));
-	if (!u)
+	unit = strchr(units, toupper((unsigned char)*end));
+	if (!unit)
 		return false;
-	for (long i = 0; i <= u - units; i++)
-		*out *= 1024;
+	*out *= (double)(KiB << 10 * (unit - units));
 	end++;
 	return !*end || !strcasecmp(end, "B") || !strcasecmp(end, "iB");
 }
 
+/* NO, YES, or -1 if s is none of their spellings. */
 static int
 conf_bool(const char *s)
 {
@@ -708,143 +693,119 @@ conf_bool(const char *s)
 	return -1;
 }
 
-/* A number within the option's range; false with *why set if it is not. */
-static bool
-conf_number(const struct copt *o, const char *val, double *d, const char **why)
+/* The number that val is, within the option's range; share: "5%" of the disk.
+ * NULL, or why it is refused. */
+static const char *
+conf_number(const struct copt *o, const char *val, bool share, double *d)
 {
 	char *end;
 
+	if (share) {
+		*d = strtod(val, &end);
+		if (strcmp(end, "%"))
+			return "is not a size (like 64M or 2G) or a percentage";
+		return *d > 0 && *d <= 100 ? NULL : "is out of range";
+	}
 	if (o->type == C_SIZE || o->type == C_AMOUNT) {
-		if (!conf_size(val, d)) {
-			*why = "is not a size (like 64M or 2G)";
-			return false;
-		}
+		if (!conf_size(val, d))
+			return "is not a size (like 64M or 2G)";
 	} else {
 		*d = strtod(val, &end);
-		if (end == val || (*end && !(o->type == C_PERCENT &&
-		    !strcmp(end, "%"))) || (o->type != C_SECS &&
-		    *d != (double)(int64_t)*d)) {
-			*why = "is not a number";
-			return false;
-		}
+		if (o->type == C_PERCENT && end > val && !strcmp(end, "%"))
+			end++;
+		if (end == val || *end ||
+		    (o->type != C_SECS && *d != (double)(int64_t)*d))
+			return "is not a number";
 	}
-	if (!(*d >= o->min && *d <= o->max)) {
-		*why = "is out of range";
-		return false;
-	}
-	return true;
+	return *d >= o->min && *d <= o->max ? NULL : "is out of range";
 }
 
 /* Set one option from text.  NULL, or why the value is refused. */
 static const char *
 conf_set(struct conf *c, const struct copt *o, const char *val)
 {
-	char *at = (char *)c + o->at;
-	const char *why = NULL;
+	void *at = (char *)c + o->at;
 	size_t len = strlen(val);
-	double d = 0;
-	int b;
+	bool share = o->type == C_AMOUNT && len > 1 && val[len - 1] == '%';
+	const char *why = NULL;
+	double d = -1;
+	char *s;
 
 	switch (o->type) {
-	case C_STR: {
-		char *s = strdup(val);
-
+	case C_STR:
+		s = strdup(val);
 		if (!s)
 			return "does not fit into memory";
-		free(*(char **)(void *)at);
-		*(char **)(void *)at = s;
+		free(*(char **)at);
+		*(char **)at = s;
 		return NULL;
-	}
 	case C_BOOL:
+		d = conf_bool(val);
+		why = d < 0 ? "is neither yes nor no" : NULL;
+		break;
 	case C_TRI:
-		b = conf_bool(val);
-		if (o->type == C_TRI && !strcasecmp(val, "auto"))
-			b = AUTO;
-		if (b < 0)
-			return o->type == C_TRI ? "is none of yes, no, auto" :
-			    "is neither yes nor no";
-		*(unsigned *)(void *)at = (unsigned)b;
-		return NULL;
+		d = strcasecmp(val, "auto") ? conf_bool(val) : AUTO;
+		why = d < 0 ? "is none of yes, no, auto" : NULL;
+		break;
 	case C_WORD:
-		for (unsigned i = 0; o->words[i]; i++)
-			if (!strcmp(val, o->words[i])) {
-				*(unsigned *)(void *)at = i;
-				return NULL;
-			}
-		return "is not one of its values";
-	case C_AMOUNT:
-		if (len > 1 && val[len - 1] == '%') {
-			char *end;
-
-			d = strtod(val, &end);
-			if (end != val + len - 1)
-				return "is not a size (like 64M or 2G) or a "
-				    "percentage";
-			if (!(d > 0 && d <= 100))
-				return "is out of range";
-			*(struct amount *)(void *)at =
-			    (struct amount){ .percent = d };
-			return NULL;
-		}
-		if (!conf_number(o, val, &d, &why))
-			return why;
-		*(struct amount *)(void *)at =
-		    (struct amount){ .bytes = (uint64_t)d };
-		return NULL;
+		for (int i = 0; o->words[i]; i++)
+			if (!strcmp(val, o->words[i]))
+				d = i;
+		why = d < 0 ? "is not one of its values" : NULL;
+		break;
 	case C_SIZE:
 		if (!strcmp(val, "none"))
 			val = "0";
-		if (!conf_number(o, val, &d, &why))
-			return why;
-		if (o->at == AT(cache_block_size) &&
-		    ((uint64_t)d & ((uint64_t)d - 1)))
-			return "is not a power of two";
-		*(uint64_t *)(void *)at = (uint64_t)d;
-		return NULL;
-	case C_SECS:
-		if (!conf_number(o, val, &d, &why))
-			return why;
-		*(double *)(void *)at = d;
-		return NULL;
-	case C_UINT:
-	case C_PERCENT:
-		if (!conf_number(o, val, &d, &why))
-			return why;
-		*(unsigned *)(void *)at = (unsigned)d;
-		return NULL;
+		why = conf_number(o, val, false, &d);
+		if (!why && at == &c->cache_block_size &&
+		    (uint64_t)d & ((uint64_t)d - 1))
+			why = "is not a power of two";
+		break;
+	default:
+		why = conf_number(o, val, share, &d);
 	}
+	if (why)
+		return why;
+	if (share)
+		*(struct amount *)at = (struct amount){ .percent = d };
+	else if (o->type == C_AMOUNT)
+		*(struct amount *)at = (struct amount){ .bytes = (uint64_t)d };
+	else if (o->type == C_SIZE)
+		*(uint64_t *)at = (uint64_t)d;
+	else if (o->type == C_SECS)
+		*(double *)at = d;
+	else
+		*(unsigned *)at = (unsigned)d;
 	return NULL;
 }
 
-/* What a refused value may be: "4K to 64M", "lru, lfu, sieve". */
+/* What the value may be: " (4096 to 67108864)", " (lru, lfu, sieve)" or "";
+ * until the next call. */
 static const char *
-conf_range(const struct copt *o, char *buf, size_t size)
+conf_range(const struct copt *o)
 {
+	static char s[128];
 	size_t n = 0;
 
-	buf[0] = '\0';
-	if (o->words)
-		for (int i = 0; o->words[i]; i++)
-			n += (size_t)snprintf(buf + n, size - n, "%s%s",
-			    i ? ", " : " (", o->words[i]);
-	else if (o->max > 0 && o->max < 9e18)
-		n = (size_t)snprintf(buf, size, " (%.0f to %.0f", o->min,
-		    o->max);
-	if (n && n < size - 1)
-		snprintf(buf + n, size - n, ")");
-	return buf;
+	s[0] = '\0';
+	if (o->max > 0 && o->max < SIZE_LIMIT)
+		snprintf(s, sizeof(s), " (%.0f to %.0f)", o->min, o->max);
+	for (int i = 0; o->words && o->words[i]; i++)
+		n += (size_t)snprintf(s + n, sizeof(s) - n, "%s%s%s",
+		    i ? ", " : " (", o->words[i], o->words[i + 1] ? "" : ")");
+	return s;
 }
 
+/* The option "sect_key", or whatever sep stands between the two. */
 static const struct copt *
-conf_find(const char *name, size_t len, char sep)
+conf_find(const char *name, char sep)
 {
-	for (size_t i = 0; i < NCOPTS; i++) {
-		size_t s = strlen(copts[i].sect);
+	for (const struct copt *o = copts; o < copts + NCOPTS; o++) {
+		size_t n = strlen(o->sect);
 
-		if (len == s + 1 + strlen(copts[i].key) &&
-		    !memcmp(name, copts[i].sect, s) && name[s] == sep &&
-		    !memcmp(name + s + 1, copts[i].key, len - s - 1))
-			return &copts[i];
+		if (!strncmp(name, o->sect, n) && name[n] == sep &&
+		    !strcmp(name + n + 1, o->key))
+			return o;
 	}
 	return NULL;
 }
@@ -854,8 +815,8 @@ conf_defaults(struct conf *c)
 {
 	*c = (struct conf){ .mount_flags = MS_NOSUID | MS_NODEV,
 		.nfs_uid = geteuid(), .nfs_gid = getegid() };
-	for (size_t i = 0; i < NCOPTS; i++)
-		if (copts[i].def && conf_set(c, &copts[i], copts[i].def))
+	for (const struct copt *o = copts; o < copts + NCOPTS; o++)
+		if (o->def && conf_set(c, o, o->def))
 			return -ENOMEM;
 	return 0;
 }
@@ -875,95 +836,87 @@ conf_ini_error(const char *fmt, ...)
 	return 0;
 }
 
+/* One entry of the ini file: "section" or "section:key".  0, or -EINVAL after
+ * a sentence. */
+static int
+conf_ini_entry(struct conf *c, const char *file, const char *name,
+    const char *val)
+{
+	const char *colon = strchr(name, ':'), *why;
+	const struct copt *o = conf_find(name, ':');
+
+	if (o) {
+		why = conf_set(c, o, val);
+		return !why ? 0 : fail(-EINVAL, "%s: [%s] %s = %s: the value "
+		    "%s%s", file, o->sect, o->key, val, why, conf_range(o));
+	}
+	if (colon)
+		return fail(-EINVAL, "%s: unknown key '%s' in section [%.*s]",
+		    file, colon + 1, (int)(colon - name), name);
+	for (o = copts; o < copts + NCOPTS; o++)
+		if (!strcmp(o->sect, name))
+			return 0;
+	return fail(-EINVAL, "%s: unknown section [%s]", file, name);
+}
+
 /* Read the ini file over c.  0, or -EINVAL after a sentence on stderr. */
 static int
 conf_ini(struct conf *c, const char *file)
 {
-	char range[128];
+	int fd = open(file, O_RDONLY | O_CLOEXEC), r = 0;
 	dictionary *d;
-	FILE *f;
-	int r = 0;
 
-	f = fopen(file, "re");
-	if (!f || fgetc(f) == EOF) {
-		if (!f || ferror(f)) {
-			log_error("cannot read %s: %s", file, strerror(errno));
-			if (f)
-				fclose(f);
-			return -EINVAL;
-		}
-	}
-	fclose(f);
+	if (fd < 0 || read(fd, NULL, 0))	/* iniparser won't say why */
+		r = fail(-EINVAL, "cannot read %s: %s", file, strerror(errno));
+	sys_close(&fd);
+	if (r)
+		return r;
 	iniparser_set_error_callback(conf_ini_error);
 	d = iniparser_load(file);
-	if (!d) {
-		log_error("%s: %s", file, ini_error[0] ? ini_error :
-		    "not an ini file");
-		return -EINVAL;
-	}
-	for (ssize_t i = 0; i < (ssize_t)d->size && !r; i++) {
-		const char *key = d->key[i], *val = d->val[i], *why, *col;
-		const struct copt *o;
-
-		if (!key)
-			continue;
-		col = strchr(key, ':');
-		if (!col) {		/* the section itself */
-			for (size_t j = 0; j < NCOPTS && !r; j++)
-				if (!strcmp(copts[j].sect, key))
-					r = 1;
-			if (!r)
-				log_error("%s: unknown section [%s]", file, key);
-			r = r == 1 ? 0 : -EINVAL;
-			continue;
-		}
-		o = conf_find(key, strlen(key), ':');
-		if (!o) {
-			log_error("%s: unknown key '%s' in section [%.*s]",
-			    file, col + 1, (int)(col - key), key);
-			r = -EINVAL;
-		} else if ((why = conf_set(c, o, val ? val : ""))) {
-			log_error("%s: [%s] %s = %s: the value %s%s", file,
-			    o->sect, o->key, val ? val : "", why,
-			    conf_range(o, range, sizeof(range)));
-			r = -EINVAL;
-		}
-	}
+	if (!d)
+		return fail(-EINVAL, "%s: %s", file,
+		    ini_error[0] ? ini_error : "not an ini file");
+	for (ssize_t i = 0; i < (ssize_t)d->size && !r; i++)
+		if (d->key[i])
+			r = conf_ini_entry(c, file, d->key[i],
+			    d->val[i] ? d->val[i] : "");
 	iniparser_freedict(d);
 	return r;
 }
 
-/* Is opt (without its value) one of mount(8)'s own words? */
+/* Is opt (with its value) one of mount(8)'s own words?  Then it is done. */
 static bool
 conf_mount_word(struct conf *c, const char *opt)
 {
-	for (size_t i = 0; i < sizeof(mount_bits) / sizeof(mount_bits[0]); i++)
-		if (!strcmp(opt, mount_bits[i].word)) {
-			c->mount_flags |= mount_bits[i].set;
-			c->mount_flags &= ~mount_bits[i].clear;
-			return true;
-		}
-	for (const char *const *w = mount_words; *w; w++) {
-		size_t n = strlen(*w) - 1;
+	bool no = !strncmp(opt, "no", 2);
+	const char *word = opt + (no ? 2 : 0);
+	unsigned flag = !strcmp(word, "dev") ? MS_NODEV :
+	    !strcmp(word, "suid") ? MS_NOSUID :
+	    !strcmp(word, "exec") ? MS_NOEXEC : 0;
 
-		if ((*w)[n] == '*' ? !strncmp(opt, *w, n) : !strcmp(opt, *w))
-			return true;
-	}
-	if (!strcmp(opt, "rw")) {
-		log_warn("option rw: cachefs is read-only; mounting read-only");
+	if (flag) {
+		c->mount_flags &= ~flag;
+		c->mount_flags |= no ? flag : 0;
 		return true;
 	}
-	return false;
+	for (const char *const *w = mount_words; *w; w++)
+		if (!fnmatch(*w, opt, 0))
+			return true;
+	if (strcmp(opt, "rw"))
+		return false;
+	log_warn("option rw: cachefs is read-only; mounting read-only");
+	return true;
 }
 
 /* One -o option, "name" or "name=value".  0, or -EINVAL after a sentence. */
 static int
 conf_option(struct conf *c, char *opt)
 {
-	char *val = strchr(opt, '='), buf[64], range[128], ours[32];
+	const struct alias *a = aliases;
 	const struct copt *o;
-	const char *why;
-	bool ttl = false;
+	char *val = strchr(opt, '='), buf[64];
+	const char *name = opt, *why;
+	int b;
 
 	if (!strncmp(opt, "fsname=", 7)) {
 		free(c->fsname);
@@ -975,52 +928,38 @@ conf_option(struct conf *c, char *opt)
 	if (val)
 		*val++ = '\0';
 	if (!strcmp(opt, "foreground") || !strcmp(opt, "debug")) {
-		int b = val ? conf_bool(val) : 1;
-
-		if (b < 0) {
-			log_error("option %s=%s: the value is neither yes nor "
-			    "no", opt, val);
-			return -EINVAL;
-		}
+		b = val ? conf_bool(val) : YES;
+		if (b < 0)
+			return fail(-EINVAL, "option %s=%s: the value is "
+			    "neither yes nor no", opt, val);
 		*(*opt == 'f' ? &c->foreground : &c->debug) = (unsigned)b;
 		return 0;
 	}
-	for (size_t i = 0; i < sizeof(aliases) / sizeof(aliases[0]); i++) {
-		if (strcmp(opt, aliases[i].theirs))
-			continue;
-		if (!aliases[i].ours) {
-			log_warn("option %s: nothing remains to set; ignored",
-			    opt);
-			return 0;
-		}
-		if (val && *aliases[i].unit == 'h' && isdigit(*val))
+	while (a->theirs && strcmp(opt, a->theirs))
+		a++;
+	if (a->theirs && !a->ours) {
+		log_warn("option %s: nothing remains to set; ignored", opt);
+		return 0;
+	}
+	if (a->ours)
+		name = a->ours;
+	if (a->ours && val) {
+		if (*a->unit == 'h' && isdigit((unsigned char)*val))
 			snprintf(buf, sizeof(buf), "%.0f", 3600 * atof(val));
-		else if (val)
-			snprintf(buf, sizeof(buf), "%s%s", val,
-			    aliases[i].unit);
-		if (val)
-			val = buf;
-		ttl = *aliases[i].unit == 'h';
-		snprintf(ours, sizeof(ours), "%s", aliases[i].ours);
-		opt = ours;
-		break;
+		else
+			snprintf(buf, sizeof(buf), "%s%s", val, a->unit);
+		val = buf;
 	}
-	o = conf_find(opt, strlen(opt), '_');
-	if (!o) {
-		log_error("unknown option '%s'", opt);
-		return -EINVAL;
-	}
-	if (!val && o->type != C_BOOL && o->type != C_TRI) {
-		log_error("option %s needs a value", opt);
-		return -EINVAL;
-	}
+	o = conf_find(name, '_');
+	if (!o)
+		return fail(-EINVAL, "unknown option '%s'", name);
+	if (!val && o->type != C_BOOL && o->type != C_TRI)
+		return fail(-EINVAL, "option %s needs a value", name);
 	why = conf_set(c, o, val ? val : "yes");
-	if (why) {
-		log_error("option %s=%s: the value %s%s", opt, val, why,
-		    conf_range(o, range, sizeof(range)));
-		return -EINVAL;
-	}
-	if (ttl)
+	if (why)
+		return fail(-EINVAL, "option %s=%s: the value %s%s", name, val,
+		    why, conf_range(o));
+	if (a->ours && *a->unit == 'h')
 		c->cache_consistency = CONS_TTL;
 	return 0;
 }
@@ -1029,36 +968,24 @@ conf_option(struct conf *c, char *opt)
 static int
 conf_options(struct conf *c, const char *arg)
 {
-	char *s = arg ? strdup(arg) : NULL, *from = s, *to = s, *word = s;
-	int r = 0;
+	char *opt = strdup(arg), *end = opt;
+	int r = opt ? 0 : -ENOMEM;
 
-	if (!s)
-		return -ENOMEM;
-	for (; !r; from++) {
-		if (*from == '\\' && from[1] == ',') {
-			*to++ = *++from;
-		} else if (*from == ',' || *from == '\0') {
-			bool last = *from == '\0';
-
-			*to++ = '\0';
-			if (*word)
-				r = conf_option(c, word);
-			word = to;
-			if (last)
-				break;
+	for (; !r; arg++) {
+		if (*arg == '\\' && arg[1] == ',') {
+			*end++ = *++arg;
+		} else if (*arg && *arg != ',') {
+			*end++ = *arg;
 		} else {
-			*to++ = *from;
+			*end = '\0';
+			r = *opt ? conf_option(c, opt) : 0;
+			end = opt;
+			if (!*arg)
+				break;
 		}
 	}
-	free(s);
+	free(opt);
 	return r;
-}
-
-static int
-conf_bad(const char *why)
-{
-	log_error("%s", why);
-	return -EINVAL;
 }
 
 /* Everything that one value alone can't show.  0, or -EINVAL after a
@@ -1066,39 +993,37 @@ conf_bad(const char *why)
 static int
 conf_check(const struct conf *c)
 {
-	if (!c->nfs_backend || !*c->nfs_backend)
-		return conf_bad("no backend: set [nfs] backend in the ini file "
-		    "or -o nfs_backend=");
-	if (!c->cache_dir || !*c->cache_dir)
-		return conf_bad("no cache directory: set [cache] dir in the ini "
-		    "file or -o cache_dir=");
-	if (c->cache_max_file_size &&
-	    c->cache_max_file_size < c->cache_min_file_size)
-		return conf_bad("cache_max_file_size is less than "
-		    "cache_min_file_size: nothing would be cached");
-	if (!WITH_URING && c->use_io_uring == YES)
-		return conf_bad("nvme_use_io_uring=yes, but this cachefs was "
-		    "built without io_uring");
-	if (c->use_io_uring == NO && c->polling_mode)
-		return conf_bad("nvme_polling_mode=yes needs io_uring, but "
-		    "nvme_use_io_uring=no");
-	if (c->io_poll && !c->direct_io)
-		return conf_bad("nvme_io_poll=yes needs nvme_direct_io=yes");
-	if (c->splice == YES && c->cache_checksum)
-		return conf_bad("nvme_splice=yes needs cache_checksum=no: "
-		    "spliced data is never seen by the daemon");
-	/* Parsed, but their function is not here yet. */
-	if (c->io_poll)
-		return conf_bad("nvme_io_poll=yes is not supported yet");
-	if (c->splice == YES)
-		return conf_bad("nvme_splice=yes is not supported yet");
-	if (c->cache_eviction)
-		return conf_bad("cache_eviction=lfu and sieve are not supported "
-		    "yet; use lru");
-	if (c->cache_offline_max_age)
-		return conf_bad("cache_offline_max_age is not supported yet");
-	if (c->fuse_io_uring)
-		return conf_bad("fuse_io_uring=yes is not supported yet");
+	const struct { bool bad; const char *why; } rules[] = {
+		{ !c->nfs_backend || !*c->nfs_backend, "no backend: set [nfs] "
+		    "backend in the ini file or -o nfs_backend=" },
+		{ !c->cache_dir || !*c->cache_dir, "no cache directory: set "
+		    "[cache] dir in the ini file or -o cache_dir=" },
+		{ c->cache_max_file_size &&
+		    c->cache_max_file_size < c->cache_min_file_size,
+		    "cache_max_file_size is less than cache_min_file_size: "
+		    "nothing would be cached" },
+		{ !WITH_URING && c->use_io_uring == YES, "nvme_use_io_uring="
+		    "yes, but this cachefs was built without io_uring" },
+		{ c->use_io_uring == NO && c->polling_mode, "nvme_polling_mode="
+		    "yes needs io_uring, but nvme_use_io_uring=no" },
+		{ c->io_poll && !c->direct_io,
+		    "nvme_io_poll=yes needs nvme_direct_io=yes" },
+		{ c->splice == YES && c->cache_checksum,
+		    "nvme_splice=yes needs cache_checksum=no: spliced data is "
+		    "never seen by the daemon" },
+		/* Parsed, but their function is not here yet. */
+		{ c->io_poll, "nvme_io_poll=yes is not supported yet" },
+		{ c->splice == YES, "nvme_splice=yes is not supported yet" },
+		{ c->cache_eviction, "cache_eviction=lfu and sieve are not "
+		    "supported yet; use lru" },
+		{ c->cache_offline_max_age,
+		    "cache_offline_max_age is not supported yet" },
+		{ c->fuse_io_uring, "fuse_io_uring=yes is not supported yet" },
+	};
+
+	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++)
+		if (rules[i].bad)
+			return fail(-EINVAL, "%s", rules[i].why);
 	return 0;
 }
 

@@ -171,7 +171,7 @@ test_conf_options(void)
 
 		conf_defaults(&c);
 		TS(!conf_options(&c, conf_good[i].opts), conf_good[i].opts);
-		TS(conf_value(&c, conf_find(n, strlen(n), '_')) ==
+		TS(conf_value(&c, conf_find(n, '_')) ==
 		    conf_good[i].want, conf_good[i].opts);
 		conf_done(&c);
 	}
@@ -208,7 +208,7 @@ static void
 test_conf_table(void)
 {
 	struct conf c, d;
-	char text[64], range[128];
+	char text[64];
 
 	conf_defaults(&c);
 	for (size_t i = 0; i < NCOPTS; i++) {
@@ -217,10 +217,11 @@ test_conf_table(void)
 		    o->type == C_SECS || o->type == C_SIZE;
 
 		snprintf(text, sizeof(text), "%s:%s", o->sect, o->key);
-		TS(conf_find(text, strlen(text), ':') == o, text);
-		TS(!conf_find(text, strlen(text), '_'), text);
-		TS(!conf_find(text, strlen(text) - 1, ':'), text);
-		TS(strlen(conf_range(o, range, sizeof(range))) < 127, o->key);
+		TS(conf_find(text, ':') == o, text);
+		TS(!conf_find(text, '_'), text);
+		text[strlen(text) - 1] = '\0';
+		TS(!conf_find(text, ':'), text);
+		TS(strlen(conf_range(o)) < 127, o->key);
 		if (o->type == C_STR)
 			continue;
 		TS(conf_set(&c, o, "") && conf_set(&c, o, "x"), o->key);
