@@ -73,10 +73,12 @@
 #include <fnmatch.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <libgen.h>
 #include <limits.h>
 #include <linux/fuse.h>
 #include <linux/openat2.h>
 #include <malloc.h>
+#include <mntent.h>
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
@@ -5468,11 +5470,12 @@ lat_percentile(const struct histogram *h, double share)
 	return 0;
 }
 
-static const char *
-stats_state(void)
+static void
+stats_latency(FILE *f, const char *name, const struct histogram *h)
 {
-	return backend_down ? "offline" : store.degraded ? "degraded" :
-	    "online";
+	fprintf(f, "\"%s\":{\"p50\":%" PRIu64 ",\"p99\":%" PRIu64 ",\"max\":%"
+	    PRIu64 "}", name, lat_percentile(h, 0.5), lat_percentile(h, 0.99),
+	    (uint64_t)h->max);
 }
 
 /* All statistics (DESIGN 9) as one JSON object; allocated, NULL out of memory.
@@ -5480,41 +5483,36 @@ stats_state(void)
 static char *
 stats_json(size_t *len)
 {
-	const struct { const char *name; const struct histogram *h; } lat[] = {
-		{ "miss", &lat_miss }, { "hit", &lat_hit } };
+	const char *off = passthrough_off;
 	char *s = NULL;
 	FILE *f = open_memstream(&s, len);
 
 	if (!f)
 		return NULL;
 	fprintf(f, "{\"state\":\"%s\",\"io_engine\":\"%s\",\"passthrough\":"
-	    "\"%s%s\",\"uptime_s\":%" PRIu64, stats_state(),
-	    exec.uring ? "io_uring" : "threads",
-	    passthrough_off ? "off:" : "on",
-	    passthrough_off ? passthrough_off : "",
-	    (now_ms() - started_ms) / 1000);
-	pthread_mutex_lock(&store.lock);
-	fprintf(f, ",\"objects\":%" PRIu64 ",\"objects_complete\":%" PRIu64
-	    ",\"cache_used_bytes\":%" PRIu64 ",\"cache_limit_bytes\":%" PRIu64,
-	    store.nents, store.ncomplete, store.used, store.limit);
-	pthread_mutex_unlock(&store.lock);
+	    "\"%s%s\",\"uptime_s\":%" PRIu64, backend_down ? "offline" :
+	    store.degraded ? "degraded" : "online",
+	    exec.uring ? "io_uring" : "threads", off ? "off:" : "on",
+	    off ? off : "", (now_ms() - started_ms) / 1000);
+	WITH_LOCK(&store.lock)
+		fprintf(f, ",\"objects\":%" PRIu64 ",\"objects_complete\":%"
+		    PRIu64 ",\"cache_used_bytes\":%" PRIu64
+		    ",\"cache_limit_bytes\":%" PRIu64, store.nents,
+		    store.ncomplete, store.used, store.limit);
 #define X(n) fprintf(f, ",\"" #n "\":%" PRIu64, (uint64_t)count.n);
 	COUNTERS(X)
 #undef X
-	pthread_mutex_lock(&pool.lock);
-	fprintf(f, ",\"buffer_bytes_used\":%zu", pool.used);
-	pthread_mutex_unlock(&pool.lock);
+	WITH_LOCK(&pool.lock)
+		fprintf(f, ",\"buffer_bytes_used\":%zu", pool.used);
 	fprintf(f, ",\"bypass\":{");
 	for (int i = 0, n = 0; i < R_MAX; i++)
 		if (reason_count[i])
 			fprintf(f, "%s\"%s\":%" PRIu64, n++ ? "," : "",
 			    reason_name[i], (uint64_t)reason_count[i]);
 	fprintf(f, "},\"latency_us\":{");
-	for (int i = 0; i < 2; i++)
-		fprintf(f, "%s\"%s\":{\"p50\":%" PRIu64 ",\"p99\":%" PRIu64
-		    ",\"max\":%" PRIu64 "}", i ? "," : "", lat[i].name,
-		    lat_percentile(lat[i].h, 0.5), lat_percentile(lat[i].h, 0.99),
-		    (uint64_t)lat[i].h->max);
+	stats_latency(f, "miss", &lat_miss);
+	fputc(',', f);
+	stats_latency(f, "hit", &lat_hit);
 	fprintf(f, "}}\n");
 	return fclose(f) ? NULL : s;
 }
@@ -6489,10 +6487,11 @@ workers_stop(void)
 /* === main: usage, subcommands, mounting =================== Begin === */
 
 static void
-usage(FILE *f)
+usage(void)
 {
-	fprintf(f,
-	    "usage: cachefs [-dfhV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
+	char name[64];
+
+	printf("usage: cachefs [-dfhV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
 	    "MOUNTPOINT\n"
 	    "       cachefs stats [-j] MOUNTPOINT\n"
 	    "\n"
@@ -6504,17 +6503,38 @@ usage(FILE *f)
 	    "\n"
 	    "Options (in the ini file: the part before the first _ is the "
 	    "section):\n");
-	for (size_t i = 0; i < NCOPTS; i++) {
-		char name[64];
-
-		snprintf(name, sizeof(name), "%s_%s=%s", copts[i].sect,
-		    copts[i].key, copts[i].def ? copts[i].def : "...");
-		fprintf(f, "  %-29s %s", name, copts[i].help);
-		for (int w = 0; copts[i].words && copts[i].words[w]; w++)
-			fprintf(f, "%s%s", w ? ", " : " (", copts[i].words[w]);
-		fprintf(f, copts[i].words ? ")\n" : "\n");
+	for (const struct copt *o = copts; o < copts + NCOPTS; o++) {
+		snprintf(name, sizeof(name), "%s_%s=%s", o->sect, o->key,
+		    o->def ? o->def : "...");
+		printf("  %-29s %s%s\n", name, o->help,
+		    o->words ? conf_range(o) : "");
 	}
-	fprintf(f, "\nSee cachefs(8).\n");
+	printf("\nSee cachefs(8).\n");
+}
+
+/* Print the JSON object at p for people: a line for each value, what is in an
+ * inner object by a dotted name.  What follows the object. */
+static const char *
+print_object(const char *p, const char *prefix)
+{
+	char name[128];
+	int len;
+
+	for (p += strspn(p, "{\""); *p && *p != '}'; p += strspn(p, "\",")) {
+		len = (int)strcspn(p, "\"");
+		snprintf(name, sizeof(name), "%s%s%.*s", prefix,
+		    *prefix ? "." : "", len, p);
+		p += len;
+		p += strspn(p, "\":");
+		if (*p == '{') {
+			p = print_object(p, name);
+			continue;
+		}
+		len = (int)strcspn(p, "\",}");
+		printf("%-24s %.*s\n", name, len, p);
+		p += len;
+	}
+	return p + (*p == '}');
 }
 
 /* cachefs stats [-j] MOUNTPOINT */
@@ -6537,114 +6557,37 @@ cmd_stats(int argc, char **argv)
 	}
 	snprintf(path, sizeof(path), "%s" CTL_STATS, argv[optind]);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) {
-		log_error("%s: %s", argv[optind], errno == ENOENT ||
-		    errno == ENOTDIR ? "is not a cachefs mount" :
-		    strerror(errno));
-		return EXIT_FAILURE;
-	}
+	if (fd < 0)
+		return fail(EXIT_FAILURE, "%s: %s", argv[optind],
+		    errno == ENOENT || errno == ENOTDIR ?
+		    "is not a cachefs mount" : strerror(errno));
 	n = sys_pread(fd, buf, sizeof(buf) - 1, 0);
 	close(fd);
-	if (n < 0) {
-		log_error("%s: %s", path, strerror((int)-n));
-		return EXIT_FAILURE;
-	}
+	if (n < 0)
+		return fail(EXIT_FAILURE, "%s: %s", path, strerror((int)-n));
 	buf[n] = '\0';
-	if (json) {
+	if (json)
 		fputs(buf, stdout);
-		return EXIT_SUCCESS;
-	}
-	/* for people: a line each, nested objects as dotted names */
-	char word[64] = "", prefix[64] = "";
-	for (char *p = buf; *p; p++) {
-		if (*p == '"' && p[strcspn(p + 1, "\"") + 2] == ':') {
-			size_t len = strcspn(p + 1, "\"");
-
-			snprintf(word, sizeof(word), "%.*s", (int)len, p + 1);
-			p += len + 2;
-			if (p[1] == '{') {
-				size_t at = strlen(prefix);
-
-				snprintf(prefix + at, sizeof(prefix) - at,
-				    "%s.", word);
-				p++;
-				continue;
-			}
-			len = p[1] == '"' ? strcspn(p + 2, "\"") :
-			    strcspn(p + 1, ",}");
-			printf("%s%-*s %.*s\n", prefix,
-			    (int)(24 - MIN(strlen(prefix), 23)), word, (int)len,
-			    p + 1 + (p[1] == '"'));
-			p += len + 2 * (p[1] == '"');
-		} else if (*p == '}') {
-			size_t at = strlen(prefix);
-
-			while (at > 1 && prefix[at - 2] != '.')
-				at--;
-			prefix[at ? at - 1 : 0] = '\0';
-		}
-	}
+	else
+		print_object(buf, "");
 	return EXIT_SUCCESS;
 }
 
-/* The type of the file system mounted at exactly this path, into type; false
- * if nothing is.  proc_pid_mountinfo(5); the last line of a path counts. */
+/* Is a cachefs mounted at exactly this path, and nothing over it? */
 static bool
-mounted_at(const char *path, char type[64])
+mounted_at(const char *path)
 {
-	FILE *f = fopen("/proc/self/mountinfo", "re");
-	char *line = NULL;
-	size_t room = 0;
-	bool found = false;
+	FILE *f = setmntent("/proc/self/mounts", "re");
+	char buf[4 * PATH_MAX];
+	struct mntent m;
+	bool ours = false;
 
-	while (f && getline(&line, &room, f) > 0) {
-		char at[PATH_MAX], *dash = strstr(line, " - "), *w = at;
-
-		if (!dash || sscanf(line, "%*s %*s %*s %*s %4095s", at) != 1)
-			continue;
-		for (char *p = at; *p; p++, w++) {	/* \040 is a space */
-			unsigned c;
-
-			*w = *p;
-			if (*p == '\\' && sscanf(p + 1, "%3o", &c) == 1) {
-				*w = (char)c;
-				p += 3;
-			}
-		}
-		*w = '\0';
-		if (!strcmp(at, path)) {
-			found = true;
-			sscanf(dash + 3, "%63s", type);
-		}
-	}
-	free(line);
+	while (f && getmntent_r(f, &m, buf, sizeof(buf)))
+		if (!strcmp(m.mnt_dir, path))
+			ours = !strcmp(m.mnt_type, "fuse.cachefs");
 	if (f)
-		fclose(f);
-	return found;
-}
-
-/* The absolute path of a mount point, which may be a dead mount: only what is
- * above it is resolved.  Allocated, or NULL. */
-static char *
-mountpoint_path(const char *arg)
-{
-	char *whole = realpath(arg, NULL), *copy, *slash, *dir, *out = NULL;
-
-	if (whole)
-		return whole;
-	copy = strdup(arg);
-	while (copy && strlen(copy) > 1 && copy[strlen(copy) - 1] == '/')
-		copy[strlen(copy) - 1] = '\0';
-	slash = copy ? strrchr(copy, '/') : NULL;
-	if (slash)
-		*slash = '\0';
-	dir = copy ? realpath(!slash ? "." : slash == copy ? "/" : copy, NULL) :
-	    NULL;
-	if (dir)
-		out = path_join(dir, slash ? slash + 1 : copy);
-	free(dir);
-	free(copy);
-	return out;
+		endmntent(f);
+	return ours;
 }
 
 /* Check the mount point, and clear a dead mount of our own.  0 or -errno
@@ -6652,44 +6595,35 @@ mountpoint_path(const char *arg)
 static int
 mountpoint_check(void)
 {
-	char type[64] = "", *path = conf.mountpoint;
+	char *path = conf.mountpoint;
 	struct stat st;
+	pid_t pid;
 	int r;
 
-	if (mounted_at(path, type) && !strcmp(type, "fuse.cachefs")) {
+	if (mounted_at(path)) {
 		char *ctl = path_join(path, &CTL_STATS[1]);
 		int fd = ctl ? open(ctl, O_RDONLY | O_CLOEXEC) : -1;
 
 		r = fd < 0 ? -errno : 0;	/* stat() may be cached */
 		sys_close(&fd);
 		free(ctl);
-		if (r != -ENOTCONN && r != -ECONNABORTED) {
-			log_error("mount point %s: a cachefs is already mounted "
-			    "there", path);
-			return -EBUSY;
-		}
+		if (r != -ENOTCONN && r != -ECONNABORTED)
+			return fail(-EBUSY, "mount point %s: a cachefs is "
+			    "already mounted there", path);
 		if (umount2(path, MNT_DETACH)) {
-			char *argv[] = { strdup("fusermount3"), strdup("-uz"),
-				path, NULL };
-			pid_t pid = fork();
-
+			pid = fork();
 			if (pid == 0) {
-				execvp(argv[0], argv);
+				execlp("fusermount3", "fusermount3", "-uz",
+				    path, (char *)NULL);
 				_exit(127);
 			}
 			waitpid(pid, NULL, 0);
-			free(argv[0]);
-			free(argv[1]);
 		}
 		log_info("mount point %s: cleared the mount of a cachefs that "
 		    "died", path);
 	}
-	r = stat(path, &st) ? -errno : 0;
-	if (!r && !S_ISDIR(st.st_mode))
-		r = -ENOTDIR;
-	if (r)
-		log_error("mount point %s: %s", path, strerror(-r));
-	return r;
+	r = stat(path, &st) ? -errno : S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
+	return !r ? 0 : fail(r, "mount point %s: %s", path, strerror(-r));
 }
 
 /* The backend's table and canonical name, by which a cache knows it.  0, or
@@ -6700,22 +6634,20 @@ backend_choose(char name[1000])
 	const char *b = conf.nfs_backend;
 	char *real;
 
-	if (!strncmp(b, "nfs://", 6) || (*b != '/' && strstr(b, ":/"))) {
-		if (!bnfs_parse(b)) {
-			log_error("backend %s: is neither nfs://host[:port]/"
-			    "export nor host:/export nor a directory%s", b,
-			    strchr(b, '?') ? " (URL parameters are options "
-			    "here: nfs_version, nfs_port, ...)" : "");
-			return -EINVAL;
-		}
-		be = &bnfs_backend;
-		snprintf(name, 1000, "%s:%s", bnfs.host, bnfs.export);
+	if (strncmp(b, "nfs://", 6) && (*b == '/' || !strstr(b, ":/"))) {
+		be = &bdir_backend;
+		real = realpath(b, NULL);
+		snprintf(name, 1000, "%s", real ? real : b);
+		free(real);
 		return 0;
 	}
-	be = &bdir_backend;
-	real = realpath(b, NULL);
-	snprintf(name, 1000, "%s", real ? real : b);
-	free(real);
+	if (!bnfs_parse(b))
+		return fail(-EINVAL, "backend %s: is neither nfs://host[:port]/"
+		    "export nor host:/export nor a directory%s", b,
+		    strchr(b, '?') ? " (URL parameters are options here: "
+		    "nfs_version, nfs_port, ...)" : "");
+	be = &bnfs_backend;
+	snprintf(name, 1000, "%s:%s", bnfs.host, bnfs.export);
 	return 0;
 }
 
@@ -6756,11 +6688,9 @@ passthrough_probe(void)
 			    r == -ELOOP ? "stacked file systems" : "refused";
 		sys_close(&o.rfd);
 	}
-	if (passthrough_off && conf.fuse_passthrough == YES) {
-		log_error("fuse_passthrough=yes, but it is off here: %s",
-		    passthrough_off);
-		return -EOPNOTSUPP;
-	}
+	if (passthrough_off && conf.fuse_passthrough == YES)
+		return fail(-EOPNOTSUPP, "fuse_passthrough=yes, but it is off "
+		    "here: %s", passthrough_off);
 	if (passthrough_off)
 		log_info("passthrough is off: %s", passthrough_off);
 	return 0;
@@ -6772,86 +6702,78 @@ static int
 mount_fuse(void)
 {
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
-	char *opts;
-	const char *src = conf.fsname ? conf.fsname : conf.source ?
-	    conf.source : conf.nfs_backend;
-	char *esc = calloc(2, strlen(src) + 1), *w = esc;
+	const char *source = conf.fsname ? conf.fsname :
+	    conf.source ? conf.source : conf.nfs_backend;
+	unsigned flags = conf.mount_flags;
+	char *fsname = NULL, *opts = NULL;
+	bool failed = asprintf(&fsname, "fsname=%s", source) < 0 ||
+	    fuse_opt_add_opt_escaped(&opts, fsname) ||
+	    fuse_opt_add_opt(&opts, "ro,default_permissions,subtype=cachefs") ||
+	    fuse_opt_add_opt(&opts, flags & MS_NOSUID ? "nosuid" : "suid") ||
+	    fuse_opt_add_opt(&opts, flags & MS_NODEV ? "nodev" : "dev") ||
+	    fuse_opt_add_opt(&opts, flags & MS_NOEXEC ? "noexec" : "exec") ||
+	    (conf.fuse_allow_other && fuse_opt_add_opt(&opts, "allow_other")) ||
+	    fuse_opt_add_arg(&args, "cachefs") ||
+	    fuse_opt_add_arg(&args, "-o") || fuse_opt_add_arg(&args, opts);
 
-	for (; esc && *src; src++) {	/* a comma ends an option */
-		if (*src == ',' || *src == '\\')
-			*w++ = '\\';
-		*w++ = *src;
-	}
-	if (!esc || asprintf(&opts, "ro,default_permissions,subtype=cachefs,"
-	    "fsname=%s%s%s%s%s", esc, conf.fuse_allow_other ? ",allow_other" :
-	    "", conf.mount_flags & MS_NOSUID ? ",nosuid" : ",suid",
-	    conf.mount_flags & MS_NODEV ? ",nodev" : ",dev",
-	    conf.mount_flags & MS_NOEXEC ? ",noexec" : "") < 0) {
-		log_error("out of memory");
-		free(esc);
-		return -ENOMEM;
-	}
-	free(esc);
-	if (fuse_opt_add_arg(&args, "cachefs") ||
-	    fuse_opt_add_arg(&args, "-o") || fuse_opt_add_arg(&args, opts))
-		return -ENOMEM;
+	free(fsname);
 	free(opts);
+	if (failed)
+		return fail(-ENOMEM, "out of memory");
 	the_fuse = fuse_new(&args, &ops, sizeof(ops), NULL);
 	fuse_opt_free_args(&args);
-	if (!the_fuse) {
-		log_error("libfuse refused to start");
-		return -EIO;
-	}
+	if (!the_fuse)
+		return fail(-EIO, "libfuse refused to start");
 	session = fuse_get_session(the_fuse);
-	if (fuse_mount(the_fuse, conf.mountpoint)) {
-		log_error("cannot mount on %s", conf.mountpoint);
-		return -EIO;
-	}
+	if (fuse_mount(the_fuse, conf.mountpoint))
+		return fail(-EIO, "cannot mount on %s", conf.mountpoint);
 	return 0;
 }
 
-/* Serve until a signal or an unmount ends it.  ready: the pipe on which the
- * waiting parent hears that the file system answers, or -1. */
+/* Tell the parent, which waits at the pipe, that the file system answers; from
+ * now on the daemon is alone. */
+static void
+detach(int ready)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	for (int fd = 0; fd < 3; fd++)
+		dup2(null, fd);
+	sys_close(&null);
+	logs.syslog |= conf.log_target == 0;
+	if (write(ready, "", 1) != 1)
+		log_warn("the parent is gone");
+}
+
+/* Serve until a signal or an unmount ends it.  ready: see detach(), or -1. */
 static int
 serve(int ready)
 {
 	struct stat st;
 	sigset_t set;
-	int sig, r;
+	int sig, r = 0;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
 	workers.main = pthread_self();
-	pthread_mutex_lock(&workers.lock);
-	r = worker_spawn_locked();
-	pthread_mutex_unlock(&workers.lock);
+	WITH_LOCK(&workers.lock)
+		r = worker_spawn_locked();
 	if (!r && stat(conf.mountpoint, &st))	/* answered by a worker */
 		r = -errno;
-	if (r)
-		log_error("%s does not answer: %s", conf.mountpoint,
-		    strerror(-r));
-	else
-		r = passthrough_probe();
+	r = !r ? passthrough_probe() : fail(r, "%s does not answer: %s",
+	    conf.mountpoint, strerror(-r));
 	if (!r) {
 		set_readahead();
 		log_info("%s mounted on %s", conf.nfs_backend, conf.mountpoint);
-		if (ready >= 0) {
-			int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-
-			for (int fd = 0; fd < 3; fd++)
-				dup2(null, fd);
-			sys_close(&null);
-			if (conf.log_target == 0)
-				logs.syslog = true;
-			if (write(ready, "", 1) != 1)
-				log_warn("the parent is gone");
-		}
+		if (ready >= 0)
+			detach(ready);
 		while (sigwait(&set, &sig) || sig == SIGHUP)
 			;
 	}
 	workers_stop();
+	fuse_unmount(the_fuse);
 	return r;
 }
 
@@ -6890,25 +6812,10 @@ run(int ready)
 	started_ms = now_ms();
 	if (backend_choose(backend))
 		return EXIT_USAGE;
-	r = mountpoint_check();
-	if (!r)
-		r = be->start();
-	if (!r)
-		r = store_open(backend);
-	if (!r)
-		r = pool_start(conf.buffer_memory, conf.cache_block_size);
-	if (!r)
-		r = exec_start();
-	if (!r)
-		r = fill_start();
-	if (!r)
-		r = store_start();
-	if (!r)
-		r = mount_fuse();
-	if (!r) {
-		r = serve(ready);
-		fuse_unmount(the_fuse);
-	}
+	r = mountpoint_check() ?: be->start() ?: store_open(backend) ?:
+	    pool_start(conf.buffer_memory, conf.cache_block_size) ?:
+	    exec_start() ?: fill_start() ?: store_start() ?:
+	    mount_fuse() ?: serve(ready);
 	stopping = true;
 	if (the_fuse)
 		fuse_destroy(the_fuse);
@@ -6931,15 +6838,11 @@ daemonize(void)
 	char byte;
 	pid_t pid;
 
-	if (pipe2(p, O_CLOEXEC)) {
-		log_error("pipe: %s", strerror(errno));
-		return EXIT_FAILURE;
-	}
+	if (pipe2(p, O_CLOEXEC))
+		return fail(EXIT_FAILURE, "pipe: %s", strerror(errno));
 	pid = fork();
-	if (pid < 0) {
-		log_error("fork: %s", strerror(errno));
-		return EXIT_FAILURE;
-	}
+	if (pid < 0)
+		return fail(EXIT_FAILURE, "fork: %s", strerror(errno));
 	if (pid == 0) {
 		close(p[0]);
 		setsid();
@@ -6953,8 +6856,7 @@ daemonize(void)
 	if (waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
 	    WEXITSTATUS(status))
 		return WEXITSTATUS(status);
-	log_error("the daemon ended unexpectedly");
-	return EXIT_FAILURE;
+	return fail(EXIT_FAILURE, "the daemon ended unexpectedly");
 }
 
 /* Parse the command line into conf: the file first, then -o over it, wherever
@@ -6962,96 +6864,94 @@ daemonize(void)
 static int
 parse_args(int argc, char **argv)
 {
+	static const char flags[] = "c:o:dfhVnsv";	/* -n -s -v: mount(8) */
 	const char *file = NULL;
-	int c, r = 0;
+	int c, n, r;
 
-	while ((c = getopt(argc, argv, "c:o:dfhVnsv")) != -1) {
+	while ((c = getopt(argc, argv, flags)) != -1) {
 		if (c == 'c')
 			file = optarg;
-		else if (c == 'h' || c == 'V') {
-			if (c == 'h')
-				usage(stdout);
-			else
-				printf("cachefs %s\n", CACHEFS_VERSION);
+		if (c == 'h')
+			usage();
+		if (c == 'V')
+			printf("cachefs %s\n", CACHEFS_VERSION);
+		if (c == 'h' || c == 'V')
 			return fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
-		} else if (c == '?') {
-			fprintf(stderr, "Try 'cachefs -h'.\n");
-			return EXIT_USAGE;
-		}
+		if (c == '?')
+			goto misused;
 	}
-	if (file)
-		r = conf_ini(&conf, file);
-	optind = 1;
-	while (!r && (c = getopt(argc, argv, "c:o:dfhVnsv")) != -1) {
+	r = file ? conf_ini(&conf, file) : 0;
+	for (optind = 1; !r && (c = getopt(argc, argv, flags)) != -1;) {
 		if (c == 'o')
 			r = conf_options(&conf, optarg);
 		conf.debug |= c == 'd';
 		conf.foreground |= c == 'f';
 	}
-	if (!r && (argc - optind < 1 || argc - optind > 2)) {
-		if (argc - optind < 1)
-			log_error("no mount point given");
-		else
-			log_error("too many arguments: %s", argv[optind + 2]);
-		fprintf(stderr, "Try 'cachefs -h'.\n");
+	if (r)
 		return EXIT_USAGE;
-	}
-	if (!r) {
-		conf.mountpoint = argv[argc - 1];
-		conf.source = argc - optind == 2 ? argv[optind] : NULL;
-		if (conf.source && !conf.nfs_backend &&
-		    !(conf.nfs_backend = strdup(conf.source)))
-			r = -ENOMEM;
-	}
-	if (!r)
-		r = conf_check(&conf);
-	return r ? EXIT_USAGE : -1;
+	n = argc - optind;
+	if (n == 0)
+		log_error("no mount point given");
+	if (n > 2)
+		log_error("too many arguments: %s", argv[optind + 2]);
+	if (n == 0 || n > 2)
+		goto misused;
+	conf.mountpoint = strdup(argv[argc - 1]);
+	conf.source = n == 2 ? argv[optind] : NULL;
+	if (conf.source && !conf.nfs_backend)
+		conf.nfs_backend = strdup(conf.source);
+	return conf.mountpoint && !conf_check(&conf) ? -1 : EXIT_USAGE;
+misused:
+	fprintf(stderr, "Try 'cachefs -h'.\n");
+	return EXIT_USAGE;
 }
 
-#ifndef CACHEFS_NO_MAIN
+/* The absolute form of a path; of one that is not there, or a dead mount, only
+ * what is above it is resolved.  It stays as it is if that can't be. */
 static void
 make_absolute(char **path)
 {
-	char *real = mountpoint_path(*path);
+	char *copy = strdup(*path), *above = NULL, *last = strdup(*path);
+	char *real = realpath(*path, NULL);
 
+	if (!real && copy && last && (above = realpath(dirname(copy), NULL)))
+		real = path_join(above, basename(last));
 	if (real) {
 		free(*path);
 		*path = real;
 	}
+	free(above);
+	free(copy);
+	free(last);
 }
 
+#ifndef CACHEFS_NO_MAIN
 int
 main(int argc, char **argv)
 {
 	static const char *const later[] = { "ls", "warm", "evict", "pin",
 		"unpin", "verify", "check", NULL };
-	char *real;
+	const char *word = argc > 1 ? argv[1] : "";
 	int r;
 
-	if (argc > 1 && !strcmp(argv[1], "stats"))
+	if (!strcmp(word, "stats"))
 		return cmd_stats(argc - 1, argv + 1);
-	for (int i = 0; argc > 1 && later[i]; i++)
-		if (!strcmp(argv[1], later[i])) {
-			log_error("the subcommand %s is not supported yet",
-			    argv[1]);
-			return EXIT_USAGE;
-		}
-	if (conf_defaults(&conf)) {
-		log_error("out of memory");
-		return EXIT_FAILURE;
-	}
+	for (int i = 0; later[i]; i++)
+		if (!strcmp(word, later[i]))
+			return fail(EXIT_USAGE, "the subcommand %s is not "
+			    "supported yet", word);
+	if (conf_defaults(&conf))
+		return fail(EXIT_FAILURE, "out of memory");
 	r = parse_args(argc, argv);
 	if (r >= 0)
 		return r;
 	logs.level = conf.debug ? LOG_DBG : (int)conf.log_level;
 	logs.syslog = conf.log_target == 2;
 	/* the daemon changes its directory */
+	make_absolute(&conf.mountpoint);
 	make_absolute(&conf.cache_dir);
-	if (strstr(conf.nfs_backend, ":/") == NULL)
+	if (!strstr(conf.nfs_backend, ":/"))
 		make_absolute(&conf.nfs_backend);
-	real = mountpoint_path(conf.mountpoint);
-	if (real)
-		conf.mountpoint = real;
 	return conf.foreground ? run(-1) : daemonize();
 }
 #endif
