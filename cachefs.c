@@ -546,94 +546,86 @@ struct copt {
 	const char *def, *help;
 };
 
-#define NFS(key) "nfs", #key, offsetof(struct conf, nfs_##key)
-#define CACHE(key) "cache", #key, offsetof(struct conf, cache_##key)
-#define NVME(key) "nvme", #key, offsetof(struct conf, key)
-#define FUSE(key) "fuse", #key, offsetof(struct conf, fuse_##key)
-#define LOGS(key) "log", #key, offsetof(struct conf, log_##key)
+#define ROW(s, k, field, ...) \
+	{ s, k, offsetof(struct conf, field), __VA_ARGS__ }
+#define NFS(key, ...) ROW("nfs", #key, nfs_##key, __VA_ARGS__)
+#define CACHE(key, ...) ROW("cache", #key, cache_##key, __VA_ARGS__)
+#define NVME(key, ...) ROW("nvme", #key, key, __VA_ARGS__)
+#define FUSE(key, ...) ROW("fuse", #key, fuse_##key, __VA_ARGS__)
+#define LOGS(key, ...) ROW("log", #key, log_##key, __VA_ARGS__)
 #define STR C_STR, 0, 0, NULL
 #define BOOL C_BOOL, 0, 0, NULL
 #define TRI C_TRI, 0, 0, NULL
 #define WORD(...) C_WORD, 0, 0, (const char *const[]){ __VA_ARGS__, NULL }
-#define UINT(min, max) C_UINT, min, max, NULL
+#define NUM(min, max) C_UINT, min, max, NULL
+#define ID C_UINT, 0, UINT32_MAX - 1, NULL
 #define SIZE(min, max) C_SIZE, min, max, NULL
+#define SIZE_LIMIT 9e18
+#define ANY_SIZE C_SIZE, 0, SIZE_LIMIT, NULL
 #define AMOUNT C_AMOUNT, 0, SIZE_LIMIT, NULL
 #define SECS C_SECS, 0, 1e9, NULL
 #define PERCENT C_PERCENT, 0, 100, NULL
-#define SIZE_LIMIT 9e18
 
 /* Every option, in the order of cachefs.8. */
 static const struct copt copts[] = {
-{ NFS(backend), STR, NULL,
-	"nfs://host[:port]/export[/dir], host:/export[/dir] or a directory" },
-{ NFS(version), WORD("auto", "3", "4"), "auto",
-	"protocol version; auto = 3 where the server offers it, else 4" },
-{ NFS(port), UINT(0, 65535), "0",
-	"NFS port; 0 = ask the portmapper (v3), 2049 (v4)" },
-{ NFS(mount_port), UINT(0, 65535), "0",
-	"MOUNT port (v3); 0 = ask the portmapper" },
-{ NFS(connections), UINT(1, CONN_MAX), "4",
-	"parallel connections to the server" },
-{ NFS(timeout), UINT(1, 86400), "30",
-	"seconds a request may wait for a silent server" },
-{ NFS(uid), UINT(0, UINT32_MAX - 1), NULL,
-	"AUTH_SYS user; the daemon's unless set" },
-{ NFS(gid), UINT(0, UINT32_MAX - 1), NULL,
-	"AUTH_SYS group; the daemon's unless set" },
-{ CACHE(dir), STR, NULL,
-	"directory of the cache; mode 0700, the daemon's own" },
-{ CACHE(size), AMOUNT, "0",
-	"hard cap on bytes used, or % of the disk; 0 = only min_free" },
-{ CACHE(min_free), AMOUNT, "5%",
-	"bytes and inodes of the cache file system left free" },
-{ CACHE(block_size), SIZE(4 * KiB, 64 * MiB), "256K",
-	"unit of presence, a power of two" },
-{ CACHE(fill), PERCENT, "10%", "share read after which the rest is fetched; "
-	"0 = at open, 100 = never" },
-{ CACHE(eviction), WORD("lru", "lfu", "sieve"), "lru",
-	"which object goes first" },
-{ CACHE(consistency), WORD("strict", "open", "ttl", "immutable"), "open",
-	"when the server is asked" },
-{ CACHE(ttl), UINT(0, 31536000), "60", "seconds, for consistency=ttl" },
-{ CACHE(min_file_size), SIZE(0, SIZE_LIMIT), "0",
-	"smaller files are served uncached" },
-{ CACHE(max_file_size), SIZE(0, SIZE_LIMIT), "none",
-	"larger files are served uncached" },
-{ CACHE(include), STR, "", "globs: only these paths are cached" },
-{ CACHE(exclude), STR, "", "globs: these paths are served uncached" },
-{ CACHE(checksum), BOOL, "yes", "keep the xxh3 of each block" },
-{ CACHE(offline), WORD("serve", "fail"), "serve",
-	"when the server is unreachable" },
-{ CACHE(offline_max_age), UINT(0, UINT32_MAX), "0",
-	"seconds; 0 = without limit" },
-{ NVME(use_io_uring), TRI, "auto",
-	"yes = fail without it; auto = threads instead" },
-{ NVME(queue_depth), UINT(1, 4096), "128", "I/Os in flight on the cache disk" },
-{ NVME(polling_mode), BOOL, "no",
-	"SQPOLL: a kernel thread takes the submissions" },
-{ NVME(sq_poll_idle_ms), UINT(1, 3600000), "1000",
-	"after which that thread sleeps" },
-{ NVME(io_poll), BOOL, "no", "IOPOLL: completions are polled for" },
-{ NVME(fixed_buffers), BOOL, "yes", "register the buffer pool with the ring" },
-{ NVME(use_hugepages), BOOL, "no", "the buffer pool in huge pages" },
-{ NVME(direct_io), BOOL, "yes", "O_DIRECT cache writes" },
-{ NVME(buffer_memory), SIZE(8 * MiB, 1 * TiB), "64M",
-	"size of the buffer pool" },
-{ NVME(splice), TRI, "auto", "zero-copy fills from a directory" },
-{ FUSE(allow_other), BOOL, "no",
-	"let other users in (permissions are checked)" },
-{ FUSE(passthrough), TRI, "auto",
-	"kernel reads complete files itself; yes = fail if it can't" },
-{ FUSE(io_uring), BOOL, "no", "FUSE over io_uring" },
-{ FUSE(threads), UINT(2, 1024), "64", "requests processed at a time" },
-{ FUSE(attr_timeout), SECS, "1", "seconds the kernel keeps attributes" },
-{ FUSE(entry_timeout), SECS, "1", "seconds the kernel keeps names" },
-{ FUSE(negative_timeout), SECS, "1", "seconds the kernel keeps missing names" },
-{ FUSE(readahead), SIZE(0, 1 * GiB), "1M", "kernel read-ahead of the mount" },
-{ LOGS(level), WORD("error", "warn", "info", "debug"), "info",
-	"least severe level that is logged" },
-{ LOGS(target), WORD("auto", "stderr", "syslog"), "auto",
-	"auto = stderr in the foreground, else syslog" },
+NFS(backend, STR, NULL,
+	"nfs://host[:port]/export[/dir], host:/export[/dir] or a directory"),
+NFS(version, WORD("auto", "3", "4"), "auto",
+	"protocol version; auto = 3 where the server offers it, else 4"),
+NFS(port, NUM(0, 65535), "0",
+	"NFS port; 0 = ask the portmapper (v3), 2049 (v4)"),
+NFS(mount_port, NUM(0, 65535), "0", "MOUNT port (v3); 0 = ask the portmapper"),
+NFS(connections, NUM(1, CONN_MAX), "4", "parallel connections to the server"),
+NFS(timeout, NUM(1, 86400), "30",
+	"seconds a request may wait for a silent server"),
+NFS(uid, ID, NULL, "AUTH_SYS user; the daemon's unless set"),
+NFS(gid, ID, NULL, "AUTH_SYS group; the daemon's unless set"),
+CACHE(dir, STR, NULL, "directory of the cache; mode 0700, the daemon's own"),
+CACHE(size, AMOUNT, "0",
+	"hard cap on bytes used, or % of the disk; 0 = only min_free"),
+CACHE(min_free, AMOUNT, "5%",
+	"bytes and inodes of the cache file system left free"),
+CACHE(block_size, SIZE(4 * KiB, 64 * MiB), "256K",
+	"unit of presence, a power of two"),
+CACHE(fill, PERCENT, "10%",
+	"share read after which the rest is fetched; 0 = at open, 100 = never"),
+CACHE(eviction, WORD("lru", "lfu", "sieve"), "lru", "which object goes first"),
+CACHE(consistency, WORD("strict", "open", "ttl", "immutable"), "open",
+	"when the server is asked"),
+CACHE(ttl, NUM(0, 31536000), "60", "seconds, for consistency=ttl"),
+CACHE(min_file_size, ANY_SIZE, "0", "smaller files are served uncached"),
+CACHE(max_file_size, ANY_SIZE, "none", "larger files are served uncached"),
+CACHE(include, STR, "", "globs: only these paths are cached"),
+CACHE(exclude, STR, "", "globs: these paths are served uncached"),
+CACHE(checksum, BOOL, "yes", "keep the xxh3 of each block"),
+CACHE(offline, WORD("serve", "fail"), "serve",
+	"when the server is unreachable"),
+CACHE(offline_max_age, NUM(0, UINT32_MAX), "0", "seconds; 0 = without limit"),
+NVME(use_io_uring, TRI, "auto",
+	"yes = fail without it; auto = threads instead"),
+NVME(queue_depth, NUM(1, 4096), "128", "I/Os in flight on the cache disk"),
+NVME(polling_mode, BOOL, "no", "SQPOLL: a kernel thread takes the submissions"),
+NVME(sq_poll_idle_ms, NUM(1, 3600000), "1000",
+	"after which that thread sleeps"),
+NVME(io_poll, BOOL, "no", "IOPOLL: completions are polled for"),
+NVME(fixed_buffers, BOOL, "yes", "register the buffer pool with the ring"),
+NVME(use_hugepages, BOOL, "no", "the buffer pool in huge pages"),
+NVME(direct_io, BOOL, "yes", "O_DIRECT cache writes"),
+NVME(buffer_memory, SIZE(8 * MiB, 1 * TiB), "64M", "size of the buffer pool"),
+NVME(splice, TRI, "auto", "zero-copy fills from a directory"),
+FUSE(allow_other, BOOL, "no", "let other users in (permissions are checked)"),
+FUSE(passthrough, TRI, "auto",
+	"kernel reads complete files itself; yes = fail if it can't"),
+FUSE(io_uring, BOOL, "no", "FUSE over io_uring"),
+FUSE(threads, NUM(2, 1024), "64", "requests processed at a time"),
+FUSE(attr_timeout, SECS, "1", "seconds the kernel keeps attributes"),
+FUSE(entry_timeout, SECS, "1", "seconds the kernel keeps names"),
+FUSE(negative_timeout, SECS, "1", "seconds the kernel keeps missing names"),
+FUSE(readahead, SIZE(0, 1 * GiB), "1M", "kernel read-ahead of the mount"),
+LOGS(level, WORD("error", "warn", "info", "debug"), "info",
+	"least severe level that is logged"),
+LOGS(target, WORD("auto", "stderr", "syslog"), "auto",
+	"auto = stderr in the foreground, else syslog"),
 };
 #define NCOPTS (sizeof(copts) / sizeof(copts[0]))
 
@@ -6489,8 +6481,6 @@ workers_stop(void)
 static void
 usage(void)
 {
-	char name[64];
-
 	printf("usage: cachefs [-dfhV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
 	    "MOUNTPOINT\n"
 	    "       cachefs stats [-j] MOUNTPOINT\n"
@@ -6504,9 +6494,9 @@ usage(void)
 	    "Options (in the ini file: the part before the first _ is the "
 	    "section):\n");
 	for (const struct copt *o = copts; o < copts + NCOPTS; o++) {
-		snprintf(name, sizeof(name), "%s_%s=%s", o->sect, o->key,
+		int n = printf("  %s_%s=%s", o->sect, o->key,
 		    o->def ? o->def : "...");
-		printf("  %-29s %s%s\n", name, o->help,
+		printf("%*s%s%s\n", MAX(32 - n, 1), "", o->help,
 		    o->words ? conf_range(o) : "");
 	}
 	printf("\nSee cachefs(8).\n");
@@ -6653,16 +6643,13 @@ backend_choose(char name[1000])
 
 /* Make the kernel read ahead as configured; needs root. */
 static void
-set_readahead(void)
+set_readahead(dev_t dev)
 {
 	char path[128];
-	struct stat st;
 	FILE *f;
 
-	if (stat(conf.mountpoint, &st))
-		return;
 	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb",
-	    major(st.st_dev), minor(st.st_dev));
+	    major(dev), minor(dev));
 	f = fopen(path, "we");
 	if (!f || fprintf(f, "%" PRIu64, conf.fuse_readahead / 1024) < 0 ||
 	    fclose(f))
@@ -6765,7 +6752,7 @@ serve(int ready)
 	r = !r ? passthrough_probe() : fail(r, "%s does not answer: %s",
 	    conf.mountpoint, strerror(-r));
 	if (!r) {
-		set_readahead();
+		set_readahead(st.st_dev);
 		log_info("%s mounted on %s", conf.nfs_backend, conf.mountpoint);
 		if (ready >= 0)
 			detach(ready);
@@ -6805,8 +6792,7 @@ run(int ready)
 	sigfillset(&all);		/* sigwait()ed for, or SIGUSR2 */
 	pthread_sigmask(SIG_BLOCK, &all, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	sigaction(SIGUSR2, &(struct sigaction){ .sa_handler = on_usr2 },
-	    NULL);
+	sigaction(SIGUSR2, &(struct sigaction){ .sa_handler = on_usr2 }, NULL);
 	for (int i = 0; i < ASIDE_STRIPES; i++)
 		pthread_mutex_init(&aside_lock[i], NULL);
 	started_ms = now_ms();
