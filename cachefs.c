@@ -962,7 +962,7 @@ conf_option(struct conf *c, char *opt)
 static int
 conf_options(struct conf *c, const char *arg)
 {
-	char *opt = strdup(arg), *end = opt;
+	char *opt = arg ? strdup(arg) : NULL, *end = opt;
 	int r = opt ? 0 : -ENOMEM;
 
 	for (; !r; arg++) {
