@@ -191,7 +191,7 @@ log_at(int level, const char *fmt, ...)
 /* Hold a lock to the end of the enclosing block, or (WITH_LOCK) for the next
  * statement; it is released however that is left.  WITH_LOCK is a loop of one
  * turn: break and continue inside are its own. */
-#define LOCK_GUARD_(m, id) \
+#define LOCK_GUARD_(m, id) /* NOLINTNEXTLINE(bugprone-macro-parentheses) */ \
 	__attribute__((cleanup(lk_release), unused)) pthread_mutex_t *id = \
 	    lk_take(m)
 #define GUARD_AT_(m, line) LOCK_GUARD_(m, guard_##line)
@@ -340,7 +340,8 @@ sys_close(int *fd)
 
 /* Start a thread with all signals blocked; they are main's.  The stack is
  * only address space until it is used: libnfs takes one frame for each entry of
- * a listing, up to 32,000 in its largest reply.  0 or -errno. */
+ * a listing, up to 32,000 in its largest reply.  0, or -errno after a
+ * message. */
 static int
 sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
 {
@@ -352,6 +353,8 @@ sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
 	pthread_attr_setstacksize(&a, THREAD_STACK);
 	r = pthread_create(tid, &a, fn, arg);
 	pthread_attr_destroy(&a);
+	if (r)
+		log_error("cannot start a thread: %s", strerror(r));
 	return -r;
 }
 
@@ -1054,7 +1057,7 @@ static struct {
 	.waiters = TAILQ_HEAD_INITIALIZER(pool.waiters),
 	.kept = TAILQ_HEAD_INITIALIZER(pool.kept) };
 
-/* Map and cut the pool.  0 or -errno. */
+/* Map and cut the pool.  0, or -errno after a sentence. */
 static int
 pool_start(size_t size, size_t block)
 {
@@ -1068,7 +1071,7 @@ pool_start(size_t size, size_t block)
 	pool.map = calloc(pool.nslab, sizeof(*pool.map));
 	pool.nfree = calloc(pool.nslab, sizeof(*pool.nfree));
 	if (!pool.map || !pool.nfree)
-		return -ENOMEM;
+		return fail(-ENOMEM, "out of memory");
 	for (unsigned i = 0; i < pool.nslab; i++)
 		pool.nfree[i] = pool.per;
 	pool.base = MAP_FAILED;
@@ -1083,7 +1086,8 @@ pool_start(size_t size, size_t block)
 	if (pool.base == MAP_FAILED) {
 		pool.base = mmap(NULL, pool.size, prot, flags, -1, 0);
 		if (pool.base == MAP_FAILED)
-			return -errno;
+			return fail(-ENOMEM, "nvme_buffer_memory: cannot map "
+			    "%zu MiB: %s", pool.size >> 20, strerror(errno));
 		if (conf.use_hugepages)
 			madvise(pool.base, pool.size, MADV_HUGEPAGE);
 	}
@@ -1469,8 +1473,7 @@ exec_start(void)
 		r = sys_thread(&exec.tid[i], exec.uring ? exec_ring :
 		    exec_thread, NULL);
 		if (r)
-			return fail(r, "cannot start a thread: %s",
-			    strerror(-r));
+			return r;
 		exec.ntid++;
 	}
 	return 0;
@@ -6689,7 +6692,7 @@ static int
 mount_fuse(void)
 {
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
-	const char *source = conf.fsname ? conf.fsname :
+	const char *source = conf.fsname && *conf.fsname ? conf.fsname :
 	    conf.source ? conf.source : conf.nfs_backend;
 	unsigned flags = conf.mount_flags;
 	char *fsname = NULL, *opts = NULL;
@@ -6893,7 +6896,7 @@ misused:
 }
 
 /* The absolute form of a path; of one that is not there, or a dead mount, only
- * what is above it is resolved.  It stays as it is if that can't be. */
+ * what is above it is resolved. */
 static void
 make_absolute(char **path)
 {
@@ -6902,6 +6905,8 @@ make_absolute(char **path)
 
 	if (!real && copy && last && (above = realpath(dirname(copy), NULL)))
 		real = path_join(above, basename(last));
+	if (!real && **path != '/' && (above = getcwd(NULL, 0)))
+		real = path_join(above, *path);
 	if (real) {
 		free(*path);
 		*path = real;
