@@ -3678,22 +3678,38 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
  */
 struct bfile {
 	int fd;				/* bdir: the source, open */
-	char *path;			/* bnfs */
+	char *path;			/* bnfs version 4 */
+	struct open4 *open;		/* the same, per connection */
 	struct handle fh;		/* bnfs version 3 */
-	struct open4 *open;		/* bnfs version 4, per connection */
 };
 
 static struct {
 	int root;			/* [I] O_PATH */
 	pthread_mutex_t lock;		/* the rest */
 	pthread_cond_t cond;
-	struct fetch *head[PRIO_N];
-	unsigned threads, idle;
+	TAILQ_HEAD(, fetch) queue;
+	unsigned queued, idle, threads;
 	bool quit;
 	struct { dev_t dev; uint64_t fsid; } devs[256];
 	unsigned ndevs;
 } bdir = { .root = -1, .lock = PTHREAD_MUTEX_INITIALIZER,
-	.cond = PTHREAD_COND_INITIALIZER };
+	.cond = PTHREAD_COND_INITIALIZER,
+	.queue = TAILQ_HEAD_INITIALIZER(bdir.queue) };
+
+/* The end of a backend's open(): o has bf for its source from now on, unless
+ * err or it has one already; then bf is closed.  Returns err. */
+static int
+bfile_settle(struct obj *o, struct bfile *bf, int err)
+{
+	WITH_LOCK(&o->lock)
+		if (!err && !o->bf) {
+			o->bf = bf;
+			bf = NULL;
+		}
+	if (bf)
+		be->close(bf);
+	return err;
+}
 
 static const char *
 bdir_rel(const char *path)
@@ -3709,109 +3725,68 @@ bdir_rel(const char *path)
 static uint64_t
 bdir_fsid(const char *path, dev_t dev)
 {
-	char prefix[PATH_MAX];
+	char prefix[PATH_MAX], *p = prefix;
 	uint64_t fsid = 0;
 	struct stat st;
+	bool found;
+	int fd;
 
-	pthread_mutex_lock(&bdir.lock);
-	for (unsigned i = 0; i < bdir.ndevs; i++)
-		if (bdir.devs[i].dev == dev) {
-			fsid = bdir.devs[i].fsid;
-			pthread_mutex_unlock(&bdir.lock);
-			return fsid;
-		}
-	pthread_mutex_unlock(&bdir.lock);
+	WITH_LOCK(&bdir.lock)
+		for (unsigned i = 0; i < bdir.ndevs; i++)
+			if (bdir.devs[i].dev == dev)
+				return bdir.devs[i].fsid;
 	if (!fstat(bdir.root, &st) && st.st_dev != dev) {
 		snprintf(prefix, sizeof(prefix), "%s/", path);
-		fsid = hash_str(path);
-		for (char *p = strchr(prefix + 1, '/'); p;
-		    p = strchr(p + 1, '/')) {
-			int fd;
-
+		for (; (p = strchr(p + 1, '/')); *p = '/') {
 			*p = '\0';
 			fd = sys_openat(bdir.root, bdir_rel(prefix), O_PATH, 0);
-			if (fd >= 0 && !fstat(fd, &st) && st.st_dev == dev) {
-				fsid = hash_str(prefix);
-				sys_close(&fd);
-				break;
-			}
+			found = !fstat(fd, &st) && st.st_dev == dev;
 			sys_close(&fd);
-			*p = '/';
+			if (found)
+				break;
 		}
+		fsid = hash_str(p ? prefix : path);
 	}
-	pthread_mutex_lock(&bdir.lock);
+	GUARD(&bdir.lock);
 	if (bdir.ndevs < 256) {
 		bdir.devs[bdir.ndevs].dev = dev;
 		bdir.devs[bdir.ndevs++].fsid = fsid;
 	}
-	pthread_mutex_unlock(&bdir.lock);
 	return fsid;
 }
 
-static void
-bdir_attr(const char *path, const struct stat *st, struct attr *a)
+/* The attributes of path, that is of name in the open fd or, with "", of fd
+ * itself.  fd may be an error, which is returned. */
+static int
+bdir_attr(int fd, const char *name, const char *path, struct attr *a)
 {
+	struct stat st;
+
+	if (fd < 0)
+		return fd;
+	if (fstatat(fd, name, &st, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW))
+		return -errno;
 	*a = (struct attr){
-		.ver = { .fsid = bdir_fsid(path, st->st_dev),
-			.fileid = st->st_ino, .size = (uint64_t)st->st_size,
-			.mtime = nanos(st->st_mtim.tv_sec, st->st_mtim.tv_nsec),
-			.ctime = nanos(st->st_ctim.tv_sec, st->st_ctim.tv_nsec) },
-		.used = (uint64_t)st->st_blocks * 512, .rdev = st->st_rdev,
-		.atime = nanos(st->st_atim.tv_sec, st->st_atim.tv_nsec),
-		.mode = st->st_mode, .nlink = (uint32_t)st->st_nlink,
-		.uid = st->st_uid, .gid = st->st_gid };
+		.ver = { .fsid = bdir_fsid(path, st.st_dev),
+			.fileid = st.st_ino, .size = (uint64_t)st.st_size,
+			.mtime = nanos(st.st_mtim.tv_sec, st.st_mtim.tv_nsec),
+			.ctime = nanos(st.st_ctim.tv_sec, st.st_ctim.tv_nsec) },
+		.used = (uint64_t)st.st_blocks * 512, .rdev = st.st_rdev,
+		.atime = nanos(st.st_atim.tv_sec, st.st_atim.tv_nsec),
+		.mode = st.st_mode, .nlink = (uint32_t)st.st_nlink,
+		.uid = st.st_uid, .gid = st.st_gid };
+	return 0;
 }
 
 static int
 bdir_getattr(const char *path, struct attr *a, struct handle *fh)
 {
-	struct stat st;
-	int fd = sys_openat(bdir.root, bdir_rel(path), O_PATH, 0), r;
+	int fd = sys_openat(bdir.root, bdir_rel(path), O_PATH, 0);
+	int r = bdir_attr(fd, "", path, a);
 
 	COUNT(backend_requests, 1);
 	fh->len = 0;
-	if (fd < 0)
-		return fd;
-	r = fstat(fd, &st) ? -errno : 0;
-	if (!r)
-		bdir_attr(path, &st, a);
-	close(fd);
-	return r;
-}
-
-/* Open o's source; -ESTALE with *now set if the path has another version. */
-static int
-bdir_open(struct obj *o, const char *path, struct attr *now)
-{
-	struct bfile *bf = calloc(1, sizeof(*bf));
-	struct stat st;
-	int r = 0;
-
-	if (!bf)
-		return -ENOMEM;
-	/* O_NONBLOCK: the path may have become a fifo */
-	bf->fd = sys_openat(bdir.root, bdir_rel(path), O_RDONLY | O_NONBLOCK |
-	    O_NOCTTY, 0);
-	COUNT(backend_requests, 1);
-	if (bf->fd < 0)
-		r = bf->fd;
-	else if (fstat(bf->fd, &st))
-		r = -errno;
-	if (!r) {
-		bdir_attr(path, &st, now);
-		if (!version_same(&now->ver, &o->attr.ver))
-			r = -ESTALE;
-	}
-	pthread_mutex_lock(&o->lock);
-	if (!r && !o->bf) {
-		o->bf = bf;
-		bf = NULL;
-	}
-	pthread_mutex_unlock(&o->lock);
-	if (bf) {
-		sys_close(&bf->fd);
-		free(bf);
-	}
+	sys_close(&fd);
 	return r;
 }
 
@@ -3822,30 +3797,59 @@ bdir_close(struct bfile *bf)
 	free(bf);
 }
 
+/* Open o's source; -ESTALE with *now set if the path has another version. */
+static int
+bdir_open(struct obj *o, const char *path, struct attr *now)
+{
+	struct bfile *bf = calloc(1, sizeof(*bf));
+	int r;
+
+	if (!bf)
+		return -ENOMEM;
+	/* O_NONBLOCK: the path may have become a fifo */
+	bf->fd = sys_openat(bdir.root, bdir_rel(path), O_RDONLY | O_NONBLOCK |
+	    O_NOCTTY, 0);
+	COUNT(backend_requests, 1);
+	r = bdir_attr(bf->fd, "", path, now);
+	if (!r && !version_same(&now->ver, &o->attr.ver))
+		r = -ESTALE;
+	return bfile_settle(o, bf, r);
+}
+
 /* Read what f wants; -ESTALE if the file is not the version it was, before
  * or after. */
 static int
 bdir_fetch(struct fetch *f)
 {
-	const struct version *v = &f->o->attr.ver;
-	ssize_t n = sys_pread(f->o->bf->fd, f->buf, f->len, f->off);
-	struct stat st;
+	struct obj *o = f->o;
+	ssize_t n = sys_pread(o->bf->fd, f->buf, f->len, f->off);
+	struct attr now;
 
 	COUNT(backend_requests, 1);
 	if (n < 0) {
 		COUNT(backend_errors, 1);
 		return (int)n;
 	}
-	if ((size_t)n < f->len || fstat(f->o->bf->fd, &st) ||
-	    (uint64_t)st.st_size != v->size ||
-	    nanos(st.st_mtim.tv_sec, st.st_mtim.tv_nsec) != v->mtime ||
-	    (nanos(st.st_ctim.tv_sec, st.st_ctim.tv_nsec) != v->ctime &&
-	    st.st_nlink))		/* unlinking changes the ctime only */
+	if ((size_t)n < f->len || bdir_attr(o->bf->fd, "", o->path, &now))
 		return -ESTALE;
-	return 0;
+	if (now.nlink == 0)		/* unlinking changes the ctime */
+		now.ver.ctime = o->attr.ver.ctime;
+	return version_same(&now.ver, &o->attr.ver) ? 0 : -ESTALE;
 }
 
-static void bdir_spawn_locked(bool demand);
+/* Take the first of the most urgent READs; the queue is not empty. */
+static struct fetch *
+bdir_next_locked(void)
+{
+	struct fetch *best = TAILQ_FIRST(&bdir.queue), *f;
+
+	TAILQ_FOREACH(f, &bdir.queue, queue)
+		if (f->prio < best->prio)
+			best = f;
+	TAILQ_REMOVE(&bdir.queue, best, queue);
+	bdir.queued--;
+	return best;
+}
 
 static void *
 bdir_thread(void *arg)
@@ -3854,23 +3858,14 @@ bdir_thread(void *arg)
 
 	(void)arg;
 	pthread_mutex_lock(&bdir.lock);
-	for (;;) {
-		int p = 0;
-
-		while (p < PRIO_N && !bdir.head[p])
-			p++;
-		if (p == PRIO_N && bdir.quit)
-			break;
-		if (p == PRIO_N) {
+	while (bdir.queued || !bdir.quit) {
+		if (!bdir.queued) {
 			bdir.idle++;
 			pthread_cond_wait(&bdir.cond, &bdir.lock);
 			bdir.idle--;
 			continue;
 		}
-		f = bdir.head[p];
-		bdir.head[p] = f->qnext;
-		if (bdir.head[PRIO_DEMAND])
-			bdir_spawn_locked(true);
+		f = bdir_next_locked();
 		pthread_mutex_unlock(&bdir.lock);
 		fetch_arrived(f, stopping ? -EINTR : bdir_fetch(f));
 		pthread_mutex_lock(&bdir.lock);
@@ -3881,53 +3876,37 @@ bdir_thread(void *arg)
 	return NULL;
 }
 
-/* Is there no thread for one more read?  Caller holds bdir.lock. */
+/* A READ was queued, or raised: see to a thread for it. */
 static void
-bdir_spawn_locked(bool demand)
+bdir_kick_locked(bool demand)
 {
+	unsigned most = conf.nfs_connections * 2 +
+	    (demand ? conf.fuse_threads : 0);
 	pthread_t tid;
 
-	if (bdir.idle || bdir.threads >= (demand ? conf.fuse_threads : 0) +
-	    conf.nfs_connections * 2)
-		return;
-	if (!sys_thread(&tid, bdir_thread, NULL)) {
+	if (bdir.idle < bdir.queued && bdir.threads < most &&
+	    !sys_thread(&tid, bdir_thread, NULL)) {
 		pthread_detach(tid);
 		bdir.threads++;
 	}
+	pthread_cond_signal(&bdir.cond);
 }
 
 static void
 bdir_read(struct fetch *f)
 {
-	enum fetch_prio prio = atomic_load(&f->prio);
-	struct fetch **p;
-
-	pthread_mutex_lock(&bdir.lock);
-	for (p = &bdir.head[prio]; *p; p = &(*p)->qnext)
-		;
-	f->qnext = NULL;
-	*p = f;
-	bdir_spawn_locked(prio == PRIO_DEMAND);
-	pthread_cond_signal(&bdir.cond);
-	pthread_mutex_unlock(&bdir.lock);
+	GUARD(&bdir.lock);
+	TAILQ_INSERT_TAIL(&bdir.queue, f, queue);
+	bdir.queued++;
+	bdir_kick_locked(f->prio == PRIO_DEMAND);
 }
 
-/* Somebody waits for f now: move it to the head of the queue. */
 static void
 bdir_raise(struct fetch *f)
 {
-	pthread_mutex_lock(&bdir.lock);
-	for (int i = PRIO_AHEAD; i < PRIO_N; i++)
-		for (struct fetch **p = &bdir.head[i]; *p; p = &(*p)->qnext)
-			if (*p == f) {
-				*p = f->qnext;
-				f->qnext = bdir.head[PRIO_DEMAND];
-				bdir.head[PRIO_DEMAND] = f;
-				bdir_spawn_locked(true);
-				goto out;
-			}
-out:
-	pthread_mutex_unlock(&bdir.lock);
+	(void)f;			/* the queue looks at its prio */
+	GUARD(&bdir.lock);
+	bdir_kick_locked(true);
 }
 
 static int
@@ -3945,21 +3924,17 @@ bdir_readdir(const char *path, struct dirlist *l)
 		return r;
 	}
 	while (!r && (errno = 0, e = readdir(d))) {
-		char *child;
-		struct stat st;
 		struct attr a;
+		char *child;
+		int bad;
 
 		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
 			continue;
 		child = path_join(path, e->d_name);
 		if (!child)
 			r = -ENOMEM;
-		else if (!fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW)) {
-			bdir_attr(child, &st, &a);
-			r = dirlist_add(l, e->d_name, &a);
-		} else if (errno != ENOENT) {
-			r = dirlist_add(l, e->d_name, NULL);
-		}
+		else if ((bad = bdir_attr(fd, e->d_name, child, &a)) != -ENOENT)
+			r = dirlist_add(l, e->d_name, bad ? NULL : &a);
 		free(child);
 	}
 	if (!r && errno)
@@ -3971,52 +3946,42 @@ bdir_readdir(const char *path, struct dirlist *l)
 static int
 bdir_readlink(const char *path, char *buf, size_t size)
 {
-	int fd = sys_openat(bdir.root, bdir_rel(path), O_PATH, 0);
-	ssize_t n;
+	int fd = sys_openat(bdir.root, bdir_rel(path), O_PATH, 0), r = fd;
 
 	COUNT(backend_requests, 1);
-	if (fd < 0)
-		return fd;
-	n = readlinkat(fd, "", buf, size - 1);
-	if (n >= 0)
-		buf[n] = '\0';
-	else
-		n = -errno;
-	close(fd);
-	return n < 0 ? (int)n : 0;
+	if (fd >= 0) {
+		ssize_t n = readlinkat(fd, "", buf, size - 1);
+
+		r = n < 0 ? -errno : 0;
+		buf[MAX(n, 0)] = '\0';
+	}
+	sys_close(&fd);
+	return r;
 }
 
 static int
 bdir_statfs(struct statvfs *sv)
 {
-	int fd = sys_openat(bdir.root, ".", O_RDONLY | O_DIRECTORY, 0), r;
-
-	if (fd < 0)
-		return fd;
-	r = fstatvfs(fd, sv) ? -errno : 0;
-	close(fd);
-	return r;
+	return fstatvfs(bdir.root, sv) ? -errno : 0;
 }
 
 static int
 bdir_start(void)
 {
 	bdir.root = open(conf.nfs_backend, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (bdir.root >= 0)
-		return 0;
-	log_error("backend %s: %s", conf.nfs_backend, strerror(errno));
-	return -EIO;
+	return bdir.root >= 0 ? 0 : fail(-EIO, "backend %s: %s",
+	    conf.nfs_backend, strerror(errno));
 }
 
 static void
 bdir_stop(void)
 {
-	pthread_mutex_lock(&bdir.lock);
-	bdir.quit = true;
-	pthread_cond_broadcast(&bdir.cond);
-	while (bdir.threads)
-		pthread_cond_wait(&bdir.cond, &bdir.lock);
-	pthread_mutex_unlock(&bdir.lock);
+	WITH_LOCK(&bdir.lock) {
+		bdir.quit = true;
+		pthread_cond_broadcast(&bdir.cond);
+		while (bdir.threads)
+			pthread_cond_wait(&bdir.cond, &bdir.lock);
+	}
 	sys_close(&bdir.root);
 }
 

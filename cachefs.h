@@ -171,7 +171,7 @@ enum fetch_prio { PRIO_META, PRIO_DEMAND, PRIO_AHEAD, PRIO_FILL, PRIO_N };
 struct fetch {
 	struct obj *o;			/* [I] holds a reference */
 	LIST_ENTRY(fetch) hash;		/* [b] bucket of o->tab */
-	struct fetch *qnext;		/* backend's queue */
+	TAILQ_ENTRY(fetch) queue;	/* backend's */
 	TAILQ_ENTRY(fetch) kept;	/* [p] of buffers kept for readers */
 	uint64_t off;			/* [I] byte offset, block aligned */
 	size_t len, room;		/* [I] bytes to fetch; of buffer */

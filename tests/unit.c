@@ -1231,7 +1231,7 @@ fake_read(struct fetch *f)
 		return;
 	}
 	pthread_mutex_lock(&fake.lock);
-	f->qnext = fake.head;
+	f->queue.tqe_next = fake.head;
 	fake.head = f;
 	pthread_cond_signal(&fake.cond);
 	pthread_mutex_unlock(&fake.lock);
@@ -1261,7 +1261,7 @@ fake_thread(void *arg)
 			pthread_cond_wait(&fake.cond, &fake.lock);
 			continue;
 		}
-		fake.head = f->qnext;
+		fake.head = f->queue.tqe_next;
 		pthread_mutex_unlock(&fake.lock);
 		usleep(rnd() % 300);
 		for (size_t i = 0; i < f->len; i += 8) {
