@@ -4006,13 +4006,31 @@ static const struct backend bdir_backend = { "directory", bdir_start,
 enum call_op { CALL_LOOKUP, CALL_GETATTR, CALL_READDIR, CALL_READLINK,
 	CALL_STATFS, CALL_READ, CALL_CLOSE };
 
+/* A file as one connection has it open, version 4.  [o] */
+struct open4 {
+	struct nfsfh *fh;
+	uint64_t epoch;			/* of the connection then */
+	SLIST_HEAD(, call) waiting;	/* READs that wait for the OPEN */
+};
+
+/* What a call brings. */
+struct answer {
+	struct attr attr;
+	struct handle fh;		/* v3 */
+	char *link;			/* allocated */
+	struct dirlist list;
+	struct statvfs sv;
+};
+
 struct call {
-	struct call *next;		/* bnfs.lock, or the connection's */
+	TAILQ_ENTRY(call) queue;	/* bnfs.lock */
+	LIST_ENTRY(call) flying;	/* [o] */
+	SLIST_ENTRY(call) waiting;	/* [o] */
 	enum call_op op;
-	enum fetch_prio prio;		/* bnfs.lock */
-	struct conn *c;			/* [o] */
+	struct conn *only;		/* [I] no other can issue it, or NULL */
+	struct conn *c;			/* [o] on which it is under way */
 	uint64_t deadline, not_before;	/* now_ms() */
-	int refs;			/* bnfs.lock: caller and connection */
+	atomic_int refs;		/* caller and connection */
 	bool over;			/* bnfs.lock */
 	int err;			/* set before over */
 	pthread_cond_t cond;
@@ -4020,83 +4038,70 @@ struct call {
 	struct handle fh;
 	char *path;			/* v3: a name; v4: the whole path */
 	struct fetch *f;
-	size_t got;			/* of f->len; READLINK: at most */
-	struct nfsfh *close;
-	struct call *wnext;		/* [o] open4.waiting */
-	/* results */
-	struct attr attr;
-	struct handle out;
-	char *link;
-	struct dirlist list;
-	uint64_t cookie;		/* in and out */
-	char verf[NFS3_COOKIEVERFSIZE];
-	bool eof;			/* READ, v4: has been tried again */
-	struct statvfs sv;
-};
-
-/* A file as one connection has it open, version 4.  [o] */
-struct open4 {
-	struct nfsfh *fh;
-	uint64_t epoch;			/* of the connection then */
-	struct call *waiting;		/* READs that wait for the OPEN */
+	struct open4 close;
+	/* how far it is */
+	size_t got;			/* READ: of f->len */
+	bool reopened;			/* READ, v4: has been tried again */
+	READDIRPLUS3args page;		/* READDIR, v3: where to go on */
+	struct answer ans;
 };
 
 struct conn {
 	int idx;
 	pthread_t tid;
 	int wake;			/* eventfd */
-	enum { DOWN, CONNECTING, UP } state;
+	_Atomic enum conn_state { DOWN, MOUNTD, EXPORT, CONNECT, FSINFO, MOUNT,
+		UP } state;		/* DOWN and UP: set under bnfs.lock */
 	struct nfs_context *nfs;	/* version 4 */
 	struct rpc_context *rpc;	/* version 3, or that of nfs */
 	uint64_t epoch;			/* counts contexts */
 	uint64_t lost_at, retry_at, deadline; /* now_ms() */
 	unsigned backoff;		/* ms */
-	int err;			/* why connecting failed */
-	const char *step;
-	struct call *flying;		/* issued */
+	int err;			/* why it must be given up, or 0 */
+	char addr[64];			/* the server's, numeric */
+	LIST_HEAD(, call) flying;	/* issued */
 	unsigned nread;			/* READs among them */
-	struct call *closing;		/* bnfs.lock: only this one can */
 };
+
+static const char *const conn_state_name[] = { "down", "mountd", "export",
+	"connect", "fsinfo", "mount", "up" };
 
 static struct {
 	char *host, *export;		/* [I] */
 	unsigned version;		/* [I] once started */
 	struct conn conn[CONN_MAX];
 	pthread_mutex_t lock;		/* the rest; taken under object locks */
-	struct call *head[PRIO_N];
+	TAILQ_HEAD(, call) queue;
 	unsigned turn;			/* who is woken next */
 	unsigned up;			/* connections in state UP */
 	uint64_t silent;		/* now_ms() since when it is, 0: not */
 	atomic_bool quit;
 	struct handle root;		/* version 3 */
 	_Atomic uint64_t readmax;
-} bnfs = { .lock = PTHREAD_MUTEX_INITIALIZER };
+} bnfs = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.queue = TAILQ_HEAD_INITIALIZER(bnfs.queue) };
 
 /* Creating contexts and mounting touch unlocked statics of libnfs. */
 static pthread_mutex_t libnfs_lock = PTHREAD_MUTEX_INITIALIZER;
 
+/* libnfs 6 renamed the raw calls, and READs into the caller's buffer. */
 #ifdef LIBNFS_API_V2
-#define rpc_nfs3_lookup_async rpc_nfs3_lookup_task
-#define rpc_nfs3_getattr_async rpc_nfs3_getattr_task
-#define rpc_nfs3_readdirplus_async rpc_nfs3_readdirplus_task
-#define rpc_nfs3_readlink_async rpc_nfs3_readlink_task
-#define rpc_nfs3_fsstat_async rpc_nfs3_fsstat_task
-#define rpc_nfs3_fsinfo_async rpc_nfs3_fsinfo_task
-#define rpc_mount3_mnt_async rpc_mount3_mnt_task
-#define RPC_SENT(x) ((x) != NULL)
+#define RPC(call, ...) (rpc_##call##_task(__VA_ARGS__) != NULL)
 #else
-#define RPC_SENT(x) ((x) == 0)
+#define RPC(call, ...) (rpc_##call##_async(__VA_ARGS__) == 0)
 #endif
 
+static void call_send(struct call *k);
+
 static void
-call_put_locked(struct call *k)
+call_put(struct call *k)
 {
 	if (--k->refs > 0)
 		return;
 	pthread_cond_destroy(&k->cond);
 	free(k->path);
-	free(k->link);
-	dirlist_free(&k->list);
+	free(k->ans.link);
+	dirlist_free(&k->ans.list);
 	free(k);
 }
 
@@ -4113,44 +4118,49 @@ call_new(enum call_op op, const char *path)
 		return NULL;
 	}
 	k->op = op;
-	k->prio = PRIO_META;
 	k->refs = 1;
 	pthread_cond_init(&k->cond, NULL);
-	pthread_mutex_lock(&bnfs.lock);
-	k->deadline = bnfs.silent ? MAX(bnfs.silent + timeout, now + 300) :
-	    now + timeout;
-	pthread_mutex_unlock(&bnfs.lock);
+	WITH_LOCK(&bnfs.lock)
+		k->deadline = bnfs.silent ? MAX(bnfs.silent + timeout,
+		    now + 300) : now + timeout;
 	return k;
 }
 
+/* Wake the connection that is to look at the queue: c or, when that is NULL,
+ * the next one that is up. */
 static void
-conn_wake(struct conn *c)
+bnfs_wake(struct conn *c)
 {
-	if (eventfd_write(c->wake, 1))
-		log_error("nfs: eventfd: %s", strerror(errno));
+	unsigned n = conf.nfs_connections;
+
+	WITH_LOCK(&bnfs.lock)
+		for (unsigned i = 0; i <= n && (!c || c->state != UP); i++)
+			c = &bnfs.conn[bnfs.turn++ % n];
+	eventfd_write(c->wake, 1);
 }
 
-/* Queue k at the tail (or head) of its class and wake a connection. */
+/* Queue k, as the first of its kind or the last, and wake a connection. */
 static void
 call_queue(struct call *k, bool front)
 {
-	unsigned n = MAX(conf.nfs_connections, 1);
-	struct call **p;
-	struct conn *c;
+	struct conn *only = k->only;
 
-	pthread_mutex_lock(&bnfs.lock);
-	if (k->f)			/* may have been raised meanwhile */
-		k->prio = k->f->prio;
-	p = &bnfs.head[k->prio];
-	while (!front && *p)
-		p = &(*p)->next;
-	k->next = *p;
-	*p = k;
-	c = &bnfs.conn[bnfs.turn++ % n];
-	for (unsigned i = 0; c->state != UP && i < n; i++)
-		c = &bnfs.conn[bnfs.turn++ % n];
-	pthread_mutex_unlock(&bnfs.lock);
-	conn_wake(c);
+	WITH_LOCK(&bnfs.lock) {
+		if (front)
+			TAILQ_INSERT_HEAD(&bnfs.queue, k, queue);
+		else
+			TAILQ_INSERT_TAIL(&bnfs.queue, k, queue);
+	}
+	bnfs_wake(only);
+}
+
+/* The server has been silent since then.  Caller holds bnfs.lock. */
+static void
+bnfs_silent_locked(uint64_t since)
+{
+	if (!bnfs.silent)
+		bnfs.silent = since;
+	backend_down = true;
 }
 
 /* k is over, with err: tell its caller.  Called by the connection's thread,
@@ -4160,82 +4170,105 @@ call_over(struct call *k, int err)
 {
 	struct fetch *f = k->f;
 
+	WITH_LOCK(&bnfs.lock) {
+		if (err == -EHOSTDOWN)
+			bnfs_silent_locked(now_ms() - conf.nfs_timeout * 1000);
+		k->err = err;
+		k->over = true;
+		pthread_cond_broadcast(&k->cond);
+	}
 	if (err == -EHOSTDOWN)
 		COUNT(backend_errors, 1);
-	pthread_mutex_lock(&bnfs.lock);
-	k->err = err;
-	k->over = true;
-	pthread_cond_broadcast(&k->cond);
-	call_put_locked(k);
-	pthread_mutex_unlock(&bnfs.lock);
+	call_put(k);
 	if (f)
 		fetch_arrived(f, err);
 }
 
+/* k is no longer under way. */
 static void
-call_land(struct call *k)		/* no longer under way on k->c */
+call_land(struct call *k)
 {
-	struct call **p;
-
-	if (!k->c)
-		return;
-	for (p = &k->c->flying; *p && *p != k; p = &(*p)->next)
-		;
-	if (*p)
-		*p = k->next;
+	LIST_REMOVE(k, flying);
 	k->c->nread -= k->op == CALL_READ;
 	k->c = NULL;
 }
 
-/* The connection broke under k: again on another one, or too late. */
+/* The connection broke under k, or the server is busy: again, on any one. */
 static void
 call_again(struct call *k)
 {
 	call_land(k);
-	if (k->op == CALL_CLOSE || bnfs.quit)
+	if (k->op == CALL_CLOSE)
 		call_over(k, -EINTR);
 	else
 		call_queue(k, true);	/* bnfs_expire() looks at the deadline */
 }
 
-/* The server answered k. */
+/* The server answers.  Did it not, before? */
+static bool
+bnfs_answers(void)
+{
+	GUARD(&bnfs.lock);
+	bnfs.silent = 0;
+	return atomic_exchange(&backend_down, false);
+}
+
+/* The server answered k: with err or, if that is 1, with a part of what was
+ * asked for, the rest of which is asked for now. */
 static void
 call_answered(struct call *k, int err)
 {
-	if (backend_down) {		/* not so silent after all */
-		pthread_mutex_lock(&bnfs.lock);
-		bnfs.silent = 0;
-		backend_down = false;
-		pthread_mutex_unlock(&bnfs.lock);
+	if (backend_down)
+		bnfs_answers();		/* not so silent after all */
+	if (err > 0) {
+		COUNT(backend_requests, 1);
+		call_send(k);
+		return;
 	}
 	call_land(k);
 	call_over(k, err);
 }
 
-/* Send k and wait.  0 or -errno; the caller looks at the results and drops
- * its reference with call_done(). */
+/* Send k and wait.  0, and its answer is *ans, or -errno.  k is no more the
+ * caller's. */
 static int
-call_wait(struct call *k)
+call_wait(struct call *k, struct answer *ans)
 {
 	int r = 0;
 
-	k->refs = 2;
+	k->refs++;
 	COUNT(backend_requests, 1);
 	call_queue(k, false);
-	pthread_mutex_lock(&bnfs.lock);
-	while (!k->over && r != -EINTR)
-		r = wait_on(&k->cond, &bnfs.lock, 0);
-	r = k->over ? k->err : -EINTR;
-	pthread_mutex_unlock(&bnfs.lock);
+	WITH_LOCK(&bnfs.lock) {
+		while (!k->over && r != -EINTR)
+			r = wait_on(&k->cond, &bnfs.lock, 0);
+		r = k->over ? k->err : -EINTR;
+	}
+	if (!r) {
+		*ans = k->ans;
+		k->ans = (struct answer){ 0 };
+	}
+	call_put(k);
 	return r;
 }
 
-static void
-call_done(struct call *k)
+/* What both versions do with the bytes of a READ: 1 if there is more to come,
+ * 0 if k has all, or -ESTALE.  data is NULL if they are in place. */
+static int
+read_took(struct call *k, const void *data, size_t n)
 {
-	pthread_mutex_lock(&bnfs.lock);
-	call_put_locked(k);
-	pthread_mutex_unlock(&bnfs.lock);
+	n = MIN(n, k->f->len - k->got);
+	if (n && data)
+		memcpy(k->f->buf + k->got, data, n);
+	k->got += n;
+	return n == 0 ? -ESTALE : k->got < k->f->len;
+}
+
+/* a is 0 if a file can have these attributes, else -EIO. */
+static int
+attr_check(const struct attr *a)
+{
+	return (a->mode & S_IFMT) && a->ver.size <= INT64_MAX ? 0 : -EIO;
 }
 
 static struct nfs_fh3
@@ -4249,16 +4282,23 @@ fh3(const struct handle *h)
 }
 
 static bool
-handle_from(struct handle *h, const struct nfs_fh3 *fh)
+handle_from(struct handle *h, const char *data, size_t len)
 {
-	if (fh->data.data_len > NFS_FHSIZE)
+	if (len > NFS_FHSIZE)
 		return false;
-	h->len = (uint8_t)fh->data.data_len;
-	memcpy(h->data, fh->data.data_val, h->len);
+	h->len = (uint8_t)len;
+	memcpy(h->data, data, len);
 	return true;
 }
 
-static void
+static struct handle
+root3(void)
+{
+	GUARD(&bnfs.lock);
+	return bnfs.root;
+}
+
+static int
 attr_from3(struct attr *a, const struct fattr3 *f)
 {
 	static const mode_t type[] = { 0, S_IFREG, S_IFDIR, S_IFBLK, S_IFCHR,
@@ -4274,35 +4314,8 @@ attr_from3(struct attr *a, const struct fattr3 *f)
 		.mode = (f->mode & 07777) |
 		    ((unsigned)f->type < 8 ? type[f->type] : 0),
 		.nlink = f->nlink, .uid = f->uid, .gid = f->gid };
+	return attr_check(a);
 }
-
-/* The attributes are ones that a file can have. */
-static bool
-attr_sane(const struct attr *a)
-{
-	return (a->mode & S_IFMT) && a->ver.size <= INT64_MAX;
-}
-
-/* What both versions do with the bytes of a READ.  1: there is more to come,
- * 0: k has all; -ESTALE: k has been answered and is no more. */
-static int
-read_took(struct call *k, const void *data, size_t n, const struct attr *now)
-{
-	struct fetch *f = k->f;
-
-	if (n > f->len - k->got)
-		n = f->len - k->got;
-	if (n && data)
-		memcpy(f->buf + k->got, data, n);
-	k->got += n;
-	if ((now && !version_same(&now->ver, &f->o->attr.ver)) || n == 0) {
-		call_answered(k, -ESTALE);
-		return -ESTALE;
-	}
-	return k->got < f->len;
-}
-
-static void conn3_issue(struct conn *c, struct call *k);
 
 static int
 status3(int st)
@@ -4314,30 +4327,95 @@ status3(int st)
 
 /* Read the entries of one READDIRPLUS reply into k. */
 static int
-readdir3_took(struct call *k, const struct READDIRPLUS3resok *ok)
+readdir3_took(struct call *k, const READDIRPLUS3resok *ok)
 {
-	uint64_t before = k->cookie;
+	uint64_t before = k->page.cookie;
 	struct attr a;
 	int r = 0;
 
-	memcpy(k->verf, ok->cookieverf, sizeof(k->verf));
-	k->eof = ok->reply.eof;
+	memcpy(k->page.cookieverf, ok->cookieverf, NFS3_COOKIEVERFSIZE);
 	for (struct entryplus3 *e = ok->reply.entries; e && !r;
 	    e = e->nextentry) {
-		bool have = e->name_attributes.attributes_follow;
+		const struct post_op_attr *pa = &e->name_attributes;
+		bool have = pa->attributes_follow &&
+		    !attr_from3(&a, &pa->post_op_attr_u.attributes);
 
-		if (have)
-			attr_from3(&a,
-			    &e->name_attributes.post_op_attr_u.attributes);
-		k->cookie = e->cookie;
-		r = dirlist_add(&k->list, e->name, have && attr_sane(&a) ? &a :
-		    NULL);
+		k->page.cookie = e->cookie;
+		r = dirlist_add(&k->ans.list, e->name, have ? &a : NULL);
 	}
-	if (!r && !k->eof && k->cookie == before) {
+	if (r || ok->reply.eof)
+		return r;
+	if (k->page.cookie == before) {
 		log_warn("readdir: the server's listing goes in circles");
-		r = -EIO;
+		return -EIO;
 	}
-	return r;
+	k->deadline = now_ms() + conf.nfs_timeout * 1000;
+	return k->refs > 1 ? 1 : -EINTR;	/* if still wanted */
+}
+
+static int
+read3_took(struct call *k, const READ3resok *ok)
+{
+	const struct post_op_attr *pa = &ok->file_attributes;
+	struct attr now;
+
+	if (pa->attributes_follow) {
+		attr_from3(&now, &pa->post_op_attr_u.attributes);
+		if (!version_same(&now.ver, &k->f->o->attr.ver))
+			return -ESTALE;
+	}
+#ifdef LIBNFS_API_V2
+	return read_took(k, NULL, ok->count);
+#else
+	return read_took(k, ok->data.data_val, ok->data.data_len);
+#endif
+}
+
+/* Take what the server says to k: 0, 1 if more is to be asked, or -errno. */
+static int
+conn3_took(struct call *k, void *data)
+{
+	switch (k->op) {
+	case CALL_LOOKUP: {
+		LOOKUP3resok *ok = &((LOOKUP3res *)data)->LOOKUP3res_u.resok;
+		struct post_op_attr *pa = &ok->obj_attributes;
+
+		if (!handle_from(&k->ans.fh, ok->object.data.data_val,
+		    ok->object.data.data_len))
+			return -EIO;
+		if (pa->attributes_follow)
+			return attr_from3(&k->ans.attr,
+			    &pa->post_op_attr_u.attributes);
+		k->op = CALL_GETATTR;
+		k->fh = k->ans.fh;
+		return 1;
+	}
+	case CALL_GETATTR:
+		k->ans.fh = k->fh;
+		return attr_from3(&k->ans.attr, &((GETATTR3res *)data)->
+		    GETATTR3res_u.resok.obj_attributes);
+	case CALL_READDIR:
+		return readdir3_took(k, &((READDIRPLUS3res *)data)->
+		    READDIRPLUS3res_u.resok);
+	case CALL_READLINK:
+		k->ans.link = strdup(((READLINK3res *)data)->
+		    READLINK3res_u.resok.data);
+		return k->ans.link ? 0 : -ENOMEM;
+	case CALL_STATFS: {
+		FSSTAT3resok *ok = &((FSSTAT3res *)data)->FSSTAT3res_u.resok;
+
+		k->ans.sv = (struct statvfs){ .f_bsize = 4096, .f_frsize = 4096,
+			.f_blocks = ok->tbytes / 4096,
+			.f_bfree = ok->fbytes / 4096,
+			.f_bavail = ok->abytes / 4096, .f_files = ok->tfiles,
+			.f_ffree = ok->ffiles, .f_favail = ok->afiles };
+		return 0;
+	}
+	case CALL_READ:
+		return read3_took(k, &((READ3res *)data)->READ3res_u.resok);
+	default:
+		return -EIO;
+	}
 }
 
 /* The reply to k, version 3.  Runs in c's thread, also while its context is
@@ -4346,153 +4424,61 @@ static void
 conn3_reply(struct rpc_context *rpc, int status, void *data, void *arg)
 {
 	struct call *k = arg;
-	struct conn *c = k->c;
-	const struct post_op_attr *pa = NULL;
-	int r = -EIO;
+	nfsstat3 st;
 
 	(void)rpc;
 	if (status != RPC_STATUS_SUCCESS || !data) {
 		call_again(k);
 		return;
 	}
-	r = status3(*(nfsstat3 *)data);	/* first in each result */
-	if (*(nfsstat3 *)data == NFS3ERR_JUKEBOX) {
+	st = *(nfsstat3 *)data;		/* first in each result */
+	if (st == NFS3ERR_JUKEBOX) {
 		k->not_before = now_ms() + 200;
 		call_again(k);
-		return;
+	} else {
+		call_answered(k, st ? status3(st) : conn3_took(k, data));
 	}
-	if (k->op == CALL_LOOKUP && !r) {
-		LOOKUP3resok *ok = &((LOOKUP3res *)data)->LOOKUP3res_u.resok;
-
-		pa = &ok->obj_attributes;
-		r = handle_from(&k->out, &ok->object) ? 0 : -EIO;
-		if (!r && !pa->attributes_follow) {	/* ask for them */
-			k->op = CALL_GETATTR;
-			k->fh = k->out;
-			call_land(k);
-			conn3_issue(c, k);
-			return;
-		}
-	} else if (k->op == CALL_GETATTR && !r) {
-		attr_from3(&k->attr, &((GETATTR3res *)data)->
-		    GETATTR3res_u.resok.obj_attributes);
-		k->out = k->fh;
-		r = attr_sane(&k->attr) ? 0 : -EIO;
-	} else if (k->op == CALL_READDIR && !r) {
-		r = readdir3_took(k, &((READDIRPLUS3res *)data)->
-		    READDIRPLUS3res_u.resok);
-	} else if (k->op == CALL_READLINK && !r) {
-		k->link = strdup(((READLINK3res *)data)->
-		    READLINK3res_u.resok.data);
-		r = k->link ? 0 : -ENOMEM;
-	} else if (k->op == CALL_STATFS && !r) {
-		FSSTAT3resok *ok = &((FSSTAT3res *)data)->FSSTAT3res_u.resok;
-
-		k->sv = (struct statvfs){ .f_bsize = 4096, .f_frsize = 4096,
-			.f_blocks = ok->tbytes / 4096,
-			.f_bfree = ok->fbytes / 4096,
-			.f_bavail = ok->abytes / 4096, .f_files = ok->tfiles,
-			.f_ffree = ok->ffiles, .f_favail = ok->afiles };
-	} else if (k->op == CALL_READ && !r) {
-		READ3resok *ok = &((READ3res *)data)->READ3res_u.resok;
-		struct attr now;
-
-		pa = &ok->file_attributes;
-		if (pa->attributes_follow)
-			attr_from3(&now, &pa->post_op_attr_u.attributes);
-#ifdef LIBNFS_API_V2
-		r = read_took(k, NULL, ok->count,
-#else
-		r = read_took(k, ok->data.data_val, ok->data.data_len,
-#endif
-		    pa->attributes_follow ? &now : NULL);
-		if (r > 0) {
-			call_land(k);
-			conn3_issue(c, k);
-		} else if (r == 0) {
-			call_answered(k, 0);
-		}
-		return;
-	}
-	if (pa && !r) {
-		attr_from3(&k->attr, &pa->post_op_attr_u.attributes);
-		r = attr_sane(&k->attr) ? 0 : -EIO;
-	}
-	call_answered(k, r);
 }
 
-/* Send k on c, version 3. */
-static void
-conn3_issue(struct conn *c, struct call *k)
+/* Send k, version 3; false if that can't be done. */
+static bool
+conn3_send(struct rpc_context *rpc, struct call *k)
 {
 	struct nfs_fh3 fh = fh3(k->f ? &k->f->o->bf->fh : &k->fh);
-	bool sent = false;
+	READ3args read;
 
-	k->c = c;
-	k->next = c->flying;
-	c->flying = k;
-	c->nread += k->op == CALL_READ;
 	switch (k->op) {
-	case CALL_LOOKUP: {
-		LOOKUP3args a = { .what = { fh, k->path } };
-
-		sent = RPC_SENT(rpc_nfs3_lookup_async(c->rpc, conn3_reply, &a,
-		    k));
-		break;
-	}
-	case CALL_GETATTR: {
-		GETATTR3args a = { fh };
-
-		sent = RPC_SENT(rpc_nfs3_getattr_async(c->rpc, conn3_reply, &a,
-		    k));
-		break;
-	}
-	case CALL_READDIR: {
-		READDIRPLUS3args a = { .dir = fh, .cookie = k->cookie,
-			.dircount = 64 * KiB, .maxcount = 256 * KiB };
-
-		memcpy(a.cookieverf, k->verf, sizeof(a.cookieverf));
-		sent = RPC_SENT(rpc_nfs3_readdirplus_async(c->rpc, conn3_reply,
-		    &a, k));
-		break;
-	}
-	case CALL_READLINK: {
-		READLINK3args a = { fh };
-
-		sent = RPC_SENT(rpc_nfs3_readlink_async(c->rpc, conn3_reply,
-		    &a, k));
-		break;
-	}
-	case CALL_STATFS: {
-		FSSTAT3args a = { fh };
-
-		sent = RPC_SENT(rpc_nfs3_fsstat_async(c->rpc, conn3_reply, &a,
-		    k));
-		break;
-	}
-	case CALL_READ: {
-		if (!k->f)
-			break;
-		READ3args a = { .file = fh, .offset = k->f->off + k->got,
-			.count = (count3)MIN(k->f->len - k->got, bnfs.readmax) };
-
+	case CALL_LOOKUP:
+		return RPC(nfs3_lookup, rpc, conn3_reply,
+		    &(LOOKUP3args){ { fh, k->path } }, k);
+	case CALL_GETATTR:
+		return RPC(nfs3_getattr, rpc, conn3_reply,
+		    &(GETATTR3args){ fh }, k);
+	case CALL_READDIR:
+		k->page.dir = fh;
+		k->page.dircount = 64 * KiB;
+		k->page.maxcount = 256 * KiB;
+		return RPC(nfs3_readdirplus, rpc, conn3_reply, &k->page, k);
+	case CALL_READLINK:
+		return RPC(nfs3_readlink, rpc, conn3_reply,
+		    &(READLINK3args){ fh }, k);
+	case CALL_STATFS:
+		return RPC(nfs3_fsstat, rpc, conn3_reply,
+		    &(FSSTAT3args){ fh }, k);
+	case CALL_READ:
+		read = (READ3args){ fh, k->f->off + k->got,
+			(count3)MIN(k->f->len - k->got, bnfs.readmax) };
+		return RPC(nfs3_read, rpc, conn3_reply,
 #ifdef LIBNFS_API_V2
-		sent = rpc_nfs3_read_task(c->rpc, conn3_reply, k->f->buf +
-		    k->got, a.count, &a, k) != NULL;
-#else
-		sent = RPC_SENT(rpc_nfs3_read_async(c->rpc, conn3_reply, &a,
-		    k));
+		    k->f->buf + k->got, read.count,
 #endif
-		break;
+		    &read, k);
+	default:
+		return false;
 	}
-	case CALL_CLOSE:
-		break;
-	}
-	if (!sent)
-		call_answered(k, -ENOMEM);
 }
 
-static void
+static int
 attr_from4(struct attr *a, const struct nfs_stat_64 *s)
 {
 	*a = (struct attr){
@@ -4506,9 +4492,14 @@ attr_from4(struct attr *a, const struct nfs_stat_64 *s)
 		.atime = nanos((int64_t)s->nfs_atime, (int64_t)s->nfs_atime_nsec),
 		.mode = (uint32_t)s->nfs_mode, .nlink = (uint32_t)s->nfs_nlink,
 		.uid = (uint32_t)s->nfs_uid, .gid = (uint32_t)s->nfs_gid };
+	return attr_check(a);
 }
 
-static void conn4_issue(struct conn *c, struct call *k);
+static struct open4 *
+open4(const struct call *k)
+{
+	return &k->f->o->bf->open[k->c->idx];
+}
 
 /* Did the connection break, rather than the server answer?  libnfs says EFAULT
  * when it fails all requests of a lost one, and EINTR when it is destroyed. */
@@ -4517,6 +4508,21 @@ broke4(int err)
 {
 	return err == -EINTR || err == -EFAULT || err == -ETIMEDOUT ||
 	    err == -ECONNRESET || err == -EPIPE;
+}
+
+/* k failed or, if err >= 0, was answered, as call_answered() has it. */
+static void
+conn4_over(struct call *k, int err)
+{
+	if (!broke4(err)) {
+		call_answered(k, err);
+		return;
+	}
+	k->got = 0;			/* from the start */
+	k->ans.attr.mode = 0;
+	if (k->op == CALL_READ && err == -EFAULT)
+		k->not_before = now_ms() + 50;
+	call_again(k);
 }
 
 /* The attributes after a READ: only if they are still the same are its bytes
@@ -4528,93 +4534,81 @@ conn4_read_checked(int err, struct nfs_context *nfs, void *data, void *arg)
 	struct attr now;
 
 	(void)nfs;
-	if (broke4(err)) {
-		k->got = 0;
-		call_again(k);
-		return;
-	}
 	if (!err) {
 		attr_from4(&now, data);
 		if (!version_same(&now.ver, &k->f->o->attr.ver))
 			err = -ESTALE;
 	}
-	call_answered(k, err);
+	conn4_over(k, err);
 }
 
 static void
 conn4_read(int err, struct nfs_context *nfs, void *data, void *arg)
 {
 	struct call *k = arg;
-	struct conn *c = k->c;
-	struct nfsfh *fh = k->f->o->bf->open[c->idx].fh;
-	int r;
+	int r = err;
 
-	if (broke4(err) || (err < 0 && !k->eof)) {
-		/* or the server lost the open file's state: open it anew, once;
-		 * not from here, where the context may be about to go */
-		if (!broke4(err)) {
-			k->eof = true;
-			k->f->o->bf->open[c->idx].fh = NULL;
-		}
-		k->not_before = err == -EFAULT ? now_ms() + 50 : 0;
+#ifdef LIBNFS_API_V2
+	data = NULL;
+#endif
+	if (err < 0 && !broke4(err) && !k->reopened) {
+		/* perhaps the server lost the open file's state: open it anew,
+		 * once; not from here, where the context may be about to go */
+		k->reopened = true;
+		open4(k)->fh = NULL;
 		call_again(k);
-	} else if (err < 0) {
-		call_answered(k, err);
-	} else if ((r = read_took(k, data, (size_t)err, NULL)) > 0) {
-		call_land(k);
-		conn4_issue(c, k);
-	} else if (!r && nfs_fstat64_async(nfs, fh, conn4_read_checked, k)) {
-		call_answered(k, -ENOMEM);
+		return;
 	}
+	if (err >= 0)
+		r = read_took(k, data, (size_t)err);
+	if (r)
+		conn4_over(k, r);
+	else if (nfs_fstat64_async(nfs, open4(k)->fh, conn4_read_checked, k))
+		call_answered(k, -ENOMEM);
 }
 
 /* This connection has a file open now (or not): go on with the READs that
- * waited for it. */
+ * waited for it.  The last of them may take the open4 with it. */
 static void
 conn4_opened(int err, struct nfs_context *nfs, void *data, void *arg)
 {
-	struct call *k = arg, *next;
-	struct conn *c = k->c;
-	struct open4 *op = &k->f->o->bf->open[c->idx];
+	struct open4 *op = open4(arg), now = *op;
+	struct call *k;
 
 	(void)nfs;
 	op->fh = err < 0 ? NULL : data;
-	k = op->waiting;
-	op->waiting = NULL;
-	for (; k; k = next) {
-		next = k->wnext;
-		if (broke4(err)) {
-			call_again(k);
-		} else if (err < 0) {
-			call_answered(k, err == -ENOENT ? -ESTALE : err);
-		} else {
-			call_land(k);
-			conn4_issue(c, k);
-		}
+	SLIST_INIT(&op->waiting);
+	while ((k = SLIST_FIRST(&now.waiting))) {
+		SLIST_REMOVE_HEAD(&now.waiting, waiting);
+		if (err < 0)
+			conn4_over(k, err == -ENOENT ? -ESTALE : err);
+		else
+			call_send(k);
 	}
 }
 
-/* READ by an open file, which is opened first.  0 or -errno. */
-static int
-conn4_issue_read(struct conn *c, struct call *k)
+/* READ by an open file, which is opened first. */
+static bool
+conn4_send_read(struct conn *c, struct call *k)
 {
-	struct bfile *bf = k->f->o->bf;
-	struct open4 *op = &bf->open[c->idx];
+	struct open4 *op = open4(k);
 
 	if (op->epoch != c->epoch)	/* all that went with the old context */
 		*op = (struct open4){ .epoch = c->epoch };
 	if (op->fh)
-		return nfs_pread_async(c->nfs, op->fh, k->f->off + k->got,
+#ifdef LIBNFS_API_V2
+		return !nfs_pread_async(c->nfs, op->fh, k->f->buf + k->got,
+		    MIN(k->f->len - k->got, bnfs.readmax), k->f->off + k->got,
+		    conn4_read, k);
+#else
+		return !nfs_pread_async(c->nfs, op->fh, k->f->off + k->got,
 		    MIN(k->f->len - k->got, bnfs.readmax), conn4_read, k);
-	k->wnext = op->waiting;
-	op->waiting = k;
-	if (k->wnext)
-		return 0;
-	if (!nfs_open_async(c->nfs, bf->path, O_RDONLY | O_NOFOLLOW,
-	    conn4_opened, k))
-		return 0;
-	op->waiting = NULL;
-	return -ENOMEM;
+#endif
+	if (SLIST_EMPTY(&op->waiting) && nfs_open_async(c->nfs,
+	    k->f->o->bf->path, O_RDONLY | O_NOFOLLOW, conn4_opened, k))
+		return false;
+	SLIST_INSERT_HEAD(&op->waiting, k, waiting);
+	return true;
 }
 
 /* The reply to all else, version 4. */
@@ -4622,184 +4616,174 @@ static void
 conn4_reply(int err, struct nfs_context *nfs, void *data, void *arg)
 {
 	struct call *k = arg;
+	struct nfsdirent *e;
 
-	if (broke4(err)) {
-		call_again(k);
+	err = MIN(err, 0);
+	if (err) {
+		conn4_over(k, err);
 		return;
 	}
-	if (!err && k->op == CALL_GETATTR) {
-		attr_from4(&k->attr, data);
-		err = attr_sane(&k->attr) ? 0 : -EIO;
-	} else if (!err && k->op == CALL_READDIR) {
-		struct nfsdirent *e;
-
+	if (k->op == CALL_READDIR) {
 		while (!err && (e = nfs_readdir(nfs, data)))
-			err = dirlist_add(&k->list, e->name, NULL);
+			err = dirlist_add(&k->ans.list, e->name, NULL);
 		nfs_closedir(nfs, data);
-		k->eof = true;
-	} else if (!err && k->op == CALL_READLINK) {
-		k->link = strndup(data, k->got);
-		err = k->link ? 0 : -ENOMEM;
-	} else if (!err && k->op == CALL_STATFS) {
-		const struct statvfs *sv = data;
-
-		k->sv = *sv;
+	} else if (k->op == CALL_READLINK && k->ans.attr.mode) {
+		k->ans.link = strndup(data, MIN(k->ans.attr.ver.size, PATH_MAX));
+		err = k->ans.link ? 0 : -ENOMEM;
+	} else if (k->op == CALL_STATFS) {
+		memcpy(&k->ans.sv, data, sizeof(k->ans.sv));
+	} else if (k->op != CALL_CLOSE) {
+		err = attr_from4(&k->ans.attr, data);
+		if (!err && k->op == CALL_READLINK)
+			err = 1;
 	}
-	call_answered(k, err < 0 ? err : 0);
+	call_answered(k, err);
 }
 
-/* Send k on c, version 4. */
-static void
-conn4_issue(struct conn *c, struct call *k)
+/* Send k on c, version 4; false if that can't be done. */
+static bool
+conn4_send(struct conn *c, struct call *k)
 {
-	int r;
+	switch (k->op) {
+	case CALL_READDIR:
+		return !nfs_opendir_async(c->nfs, k->path, conn4_reply, k);
+	case CALL_STATFS:
+		return !nfs_statvfs_async(c->nfs, k->path, conn4_reply, k);
+	case CALL_READ:
+		return conn4_send_read(c, k);
+	case CALL_CLOSE:		/* unless it went with its context */
+		return k->close.epoch == c->epoch &&
+		    !nfs_close_async(c->nfs, k->close.fh, conn4_reply, k);
+	case CALL_READLINK:
+		if (k->ans.attr.mode)
+			return !nfs_readlink_async(c->nfs, k->path,
+			    conn4_reply, k);
+		/* libnfs does not end the text: its length is needed first */
+		/* FALLTHROUGH */
+	default:
+		return !nfs_lstat64_async(c->nfs, k->path, conn4_reply, k);
+	}
+}
 
-	k->c = c;
-	k->next = c->flying;
-	c->flying = k;
-	c->nread += k->op == CALL_READ;
-	if (k->op == CALL_LOOKUP)
-		k->op = CALL_GETATTR;
-	if (k->op == CALL_GETATTR)
-		r = nfs_lstat64_async(c->nfs, k->path, conn4_reply, k);
-	else if (k->op == CALL_READDIR)
-		r = nfs_opendir_async(c->nfs, k->path, conn4_reply, k);
-	else if (k->op == CALL_READLINK)
-		r = nfs_readlink_async(c->nfs, k->path, conn4_reply, k);
-	else if (k->op == CALL_STATFS)
-		r = nfs_statvfs_async(c->nfs, k->path, conn4_reply, k);
-	else if (k->op == CALL_CLOSE && k->got != c->epoch)
-		r = -EINVAL;		/* went with its connection */
-	else if (k->op == CALL_CLOSE)
-		r = nfs_close_async(c->nfs, k->close, conn4_reply, k);
-	else
-		r = conn4_issue_read(c, k);
-	if (r)
-		call_answered(k, -EIO);
+/* Send k, for the first time or once more, on the connection that it has. */
+static void
+call_send(struct call *k)
+{
+	if (!(bnfs.version == 4 ? conn4_send(k->c, k) :
+	    conn3_send(k->c->rpc, k)))
+		call_answered(k, -ENOMEM);
 }
 
 /* Give c's context up, whatever its state; its calls are queued again. */
 static void
 conn_lose(struct conn *c, const char *why)
 {
-	if (c->state == UP) {
-		if (!bnfs.quit)
-			log_warn("nfs: connection %d lost: %s", c->idx, why);
-		pthread_mutex_lock(&bnfs.lock);
-		if (--bnfs.up == 0 && !bnfs.silent) {
-			backend_down = true;
-			bnfs.silent = now_ms();
-		}
-		pthread_mutex_unlock(&bnfs.lock);
+	if (c->state == UP && !bnfs.quit)
+		log_warn("nfs: connection %d lost: %s", c->idx, why);
+	WITH_LOCK(&bnfs.lock) {
+		if (c->state == UP && --bnfs.up == 0)
+			bnfs_silent_locked(now_ms());
+		c->state = DOWN;
 	}
-	pthread_mutex_lock(&bnfs.lock);
-	c->state = DOWN;
-	pthread_mutex_unlock(&bnfs.lock);
-	pthread_mutex_lock(&libnfs_lock);
-	if (c->nfs)
-		nfs_destroy_context(c->nfs);
-	else if (c->rpc)
-		rpc_destroy_context(c->rpc);
-	pthread_mutex_unlock(&libnfs_lock);
+	WITH_LOCK(&libnfs_lock) {
+		if (c->nfs)
+			nfs_destroy_context(c->nfs);
+		else if (c->rpc)
+			rpc_destroy_context(c->rpc);
+	}
 	c->nfs = NULL;
 	c->rpc = NULL;
 	c->epoch++;
-	while (c->flying)		/* none, if libnfs called them all back */
-		call_again(c->flying);
+	while (!LIST_EMPTY(&c->flying))	/* if libnfs did not call all back */
+		call_again(LIST_FIRST(&c->flying));
 	c->backoff = MIN(MAX(c->backoff * 2, 50), 5000);
 	c->lost_at = now_ms();
 	c->retry_at = c->lost_at + c->backoff;
 }
 
+/* c is connected, to a server that READs up to readmax bytes at once. */
 static void
-conn_is_up(struct conn *c)
+conn_is_up(struct conn *c, uint64_t readmax)
 {
-	bool was_down;
-
+	if (readmax >= DIO_ALIGN)
+		bnfs.readmax = MIN(IO_MAX, readmax);
 	c->backoff = 0;
-	pthread_mutex_lock(&bnfs.lock);
-	c->state = UP;
-	bnfs.up++;
-	bnfs.silent = 0;
-	was_down = backend_down;
-	backend_down = false;
-	pthread_mutex_unlock(&bnfs.lock);
+	WITH_LOCK(&bnfs.lock) {
+		c->state = UP;
+		bnfs.up++;
+	}
 	if (c->epoch)
 		COUNT(backend_reconnects, 1);
-	if (was_down)
+	if (bnfs_answers())
 		log_info("nfs: the server answers again");
 }
 
 static void conn3_step(struct rpc_context *, int, void *, void *);
 
-/* Next step of connecting, version 3: to mountd, MNT, to nfsd, FSINFO. */
-static int
-conn3_connect(struct conn *c, int program, int port)
+/* Connect to mountd (state MOUNTD) or nfsd (CONNECT). */
+static bool
+conn3_connect(struct conn *c, enum conn_state state)
 {
-	c->step = program == MOUNT_PROGRAM ? "mountd" : "connect";
-	return port ? rpc_connect_port_async(c->rpc, bnfs.host, port, program,
-	    3, conn3_step, c) : rpc_connect_program_async(c->rpc, bnfs.host,
-	    program, 3, conn3_step, c);
+	int program = state == MOUNTD ? MOUNT_PROGRAM : NFS_PROGRAM;
+	int port = (int)(state == MOUNTD ? conf.nfs_mount_port : conf.nfs_port);
+
+	c->state = state;
+	return !(port ? rpc_connect_port_async(c->rpc, c->addr, port, program,
+	    3, conn3_step, c) : rpc_connect_program_async(c->rpc, c->addr,
+	    program, 3, conn3_step, c));
 }
 
+/* Next step of connecting, version 3: to mountd, MNT, to nfsd, FSINFO. */
 static void
 conn3_step(struct rpc_context *rpc, int status, void *data, void *arg)
 {
 	struct conn *c = arg;
-	int r = 0;
+	struct mountres3 *m = data;
+	FSINFO3res *fs = data;
+	struct handle root;
+	bool ok = false;
 
-	if (c->state != CONNECTING)
+	if (c->state == DOWN || c->state == UP)
 		return;			/* being destroyed */
-	if (status != RPC_STATUS_SUCCESS) {
-		c->err = -EIO;
-	} else if (!strcmp(c->step, "mountd")) {
-		c->step = "export";
-		r = !RPC_SENT(rpc_mount3_mnt_async(rpc, conn3_step,
-		    bnfs.export, c));
-	} else if (!strcmp(c->step, "export")) {
-		struct mountres3 *m = data;
-		struct nfs_fh3 fh;
+	switch (status == RPC_STATUS_SUCCESS ? c->state : DOWN) {
+	case MOUNTD:
+		c->state = EXPORT;
+		ok = RPC(mount3_mnt, rpc, conn3_step, bnfs.export, c);
+		break;
+	case EXPORT: {
+		fhandle3 *fh = &m->mountres3_u.mountinfo.fhandle;
 
 		if (m->fhs_status != MNT3_OK) {
 			c->err = -(int)m->fhs_status;
 			return;
 		}
-		fh.data.data_len =
-		    m->mountres3_u.mountinfo.fhandle.fhandle3_len;
-		fh.data.data_val =
-		    m->mountres3_u.mountinfo.fhandle.fhandle3_val;
-		pthread_mutex_lock(&bnfs.lock);
-		r = !handle_from(&bnfs.root, &fh);
-		pthread_mutex_unlock(&bnfs.lock);
+		WITH_LOCK(&bnfs.lock)
+			ok = handle_from(&bnfs.root, fh->fhandle3_val,
+			    fh->fhandle3_len);
 		rpc_disconnect(rpc, "next: nfsd");
-		r = r || conn3_connect(c, NFS_PROGRAM, (int)conf.nfs_port);
-	} else if (!strcmp(c->step, "connect")) {
-		struct handle root;
-		FSINFO3args a;
-
-		pthread_mutex_lock(&bnfs.lock);
-		root = bnfs.root;
-		pthread_mutex_unlock(&bnfs.lock);
-		a.fsroot = fh3(&root);
-		c->step = "fsinfo";
-		r = !RPC_SENT(rpc_nfs3_fsinfo_async(rpc, conn3_step, &a, c));
-	} else {
-		FSINFO3res *fs = data;
-
-		if (fs->status == NFS3ERR_STALE || fs->status ==
-		    NFS3ERR_BADHANDLE) {
-			pthread_mutex_lock(&bnfs.lock);
-			bnfs.root.len = 0;	/* ask mountd next time */
-			pthread_mutex_unlock(&bnfs.lock);
+		ok = ok && conn3_connect(c, CONNECT);
+		break;
+	}
+	case CONNECT:
+		root = root3();
+		c->state = FSINFO;
+		ok = RPC(nfs3_fsinfo, rpc, conn3_step,
+		    &(FSINFO3args){ fh3(&root) }, c);
+		break;
+	case FSINFO:
+		if (fs->status && status3(fs->status) == -ESTALE) {
+			WITH_LOCK(&bnfs.lock)
+				bnfs.root.len = 0;	/* ask mountd again */
 			c->err = -ESTALE;
 			return;
 		}
-		if (!fs->status && fs->FSINFO3res_u.resok.rtmax >= DIO_ALIGN)
-			bnfs.readmax = MIN(IO_MAX,
-			    fs->FSINFO3res_u.resok.rtmax);
-		conn_is_up(c);
+		conn_is_up(c, fs->status ? 0 : fs->FSINFO3res_u.resok.rtmax);
+		ok = true;
+		break;
+	default:
+		break;
 	}
-	if (r)
+	if (!ok)
 		c->err = -EIO;
 }
 
@@ -4809,28 +4793,23 @@ conn4_mounted(int err, struct nfs_context *nfs, void *data, void *arg)
 	struct conn *c = arg;
 
 	(void)data;
-	if (c->state != CONNECTING)
-		return;
-	if (err) {
+	if (c->state != MOUNT)
+		return;			/* being destroyed */
+	if (err)
 		c->err = err;
-		return;
-	}
-	if (nfs_get_readmax(nfs) >= DIO_ALIGN)
-		bnfs.readmax = MIN(IO_MAX, nfs_get_readmax(nfs));
-	conn_is_up(c);
+	else
+		conn_is_up(c, nfs_get_readmax(nfs));
 }
 
-/* A fresh context for version 4, with an identity of its own: connections
- * that share one steal each other's state. */
-static int
-conn4_begin(struct conn *c)
+/* Mount, version 4, with an identity of our own: connections that share one
+ * steal each other's state. */
+static bool
+conn4_mount(struct conn *c)
 {
 	char id[128], url[64];
 	struct nfs_url *u;
 
-	c->nfs = nfs_init_context();
-	if (!c->nfs)
-		return -ENOMEM;
+	c->state = MOUNT;
 	nfs_set_version(c->nfs, 4);
 	if (conf.nfs_port) {		/* 4.0 takes the port by URL only */
 		snprintf(url, sizeof(url), "nfs://h/?nfsport=%u", conf.nfs_port);
@@ -4840,108 +4819,92 @@ conn4_begin(struct conn *c)
 	}
 	nfs_set_autoreconnect(c->nfs, 0);
 	nfs_set_dircache(c->nfs, 0);
-	if (conf.nfs_uid != geteuid())
-		nfs_set_uid(c->nfs, (int)conf.nfs_uid);
-	if (conf.nfs_gid != getegid())
-		nfs_set_gid(c->nfs, (int)conf.nfs_gid);
 	snprintf(id, sizeof(id), "cachefs %d %d %" PRIu64 " %" PRIu64,
 	    (int)getpid(), c->idx, c->epoch, now_us());
 	nfs4_set_client_name(c->nfs, id);
 	snprintf(id, sizeof(id), "%08" PRIx64, now_us() & 0xffffffff);
 	nfs4_set_verifier(c->nfs, id);
-	c->rpc = nfs_get_rpc_context(c->nfs);
-	c->step = "mount";
-	return nfs_mount_async(c->nfs, bnfs.host, bnfs.export, conn4_mounted,
-	    c) ? -EIO : 0;
+	return !nfs_mount_async(c->nfs, c->addr, bnfs.export, conn4_mounted, c);
 }
 
-/* Start connecting; conn_step() functions go on from there. */
+/* Look the server up, outside of libnfs and its lock: that can be slow.  When
+ * it fails c keeps the address it has.  0 or EAI_*. */
+static int
+conn_resolve(struct conn *c)
+{
+	struct addrinfo *ai, hint = { .ai_socktype = SOCK_STREAM };
+	int r = getaddrinfo(bnfs.host, NULL, &hint, &ai);
+
+	if (r)
+		return r;
+	r = getnameinfo(ai->ai_addr, ai->ai_addrlen, c->addr, sizeof(c->addr),
+	    NULL, 0, NI_NUMERICHOST);
+	freeaddrinfo(ai);
+	return r;
+}
+
+/* Start connecting; the callbacks go on from there. */
 static void
 conn_begin(struct conn *c)
 {
-	bool have_root;
-	int r;
+	bool ok;
 
 	c->err = 0;
 	c->deadline = now_ms() + conf.nfs_timeout * 1000;
-	pthread_mutex_lock(&bnfs.lock);
-	c->state = CONNECTING;
-	have_root = bnfs.root.len > 0;
-	pthread_mutex_unlock(&bnfs.lock);
-	pthread_mutex_lock(&libnfs_lock);
+	if (c->epoch)
+		conn_resolve(c);
+	GUARD(&libnfs_lock);
 	if (bnfs.version == 4) {
-		r = conn4_begin(c);
+		c->nfs = nfs_init_context();
+		c->rpc = c->nfs ? nfs_get_rpc_context(c->nfs) : NULL;
 	} else {
 		c->rpc = rpc_init_context();
-		r = c->rpc ? 0 : -ENOMEM;
-		if (!r && conf.nfs_uid != geteuid())
-			rpc_set_uid(c->rpc, (int)conf.nfs_uid);
-		if (!r && conf.nfs_gid != getegid())
-			rpc_set_gid(c->rpc, (int)conf.nfs_gid);
-		if (!r)
-			r = have_root ?
-			    conn3_connect(c, NFS_PROGRAM, (int)conf.nfs_port) :
-			    conn3_connect(c, MOUNT_PROGRAM,
-			    (int)conf.nfs_mount_port);
 	}
-	pthread_mutex_unlock(&libnfs_lock);
-	if (r)
+	if (c->rpc && conf.nfs_uid != geteuid())
+		rpc_set_uid(c->rpc, (int)conf.nfs_uid);
+	if (c->rpc && conf.nfs_gid != getegid())
+		rpc_set_gid(c->rpc, (int)conf.nfs_gid);
+	ok = c->rpc && (bnfs.version == 4 ? conn4_mount(c) :
+	    conn3_connect(c, root3().len ? CONNECT : MOUNTD));
+	if (!ok)
 		c->err = -EIO;
 }
 
-/* The next call that c may issue, or NULL. */
+/* Take the most urgent call that c may issue from the queue or, with NULL, one
+ * that has waited for too long.  NULL if there is none. */
 static struct call *
-conn_pick(struct conn *c)
+bnfs_take(const struct conn *c)
 {
+	int end = !c || c->nread < CONN_WINDOW ? PRIO_N : PRIO_AHEAD;
+	struct call *k, *best = NULL;
 	uint64_t now = now_ms();
-	struct call *k = NULL;
 
-	pthread_mutex_lock(&bnfs.lock);
-	k = c->closing;
-	if (k)
-		c->closing = k->next;
-	for (int i = 0; i < PRIO_N && !k; i++) {
-		if (i >= PRIO_AHEAD && c->nread >= CONN_WINDOW)
-			break;
-		for (struct call **p = &bnfs.head[i]; *p && !k; )
-			/* bnfs_expire() has those that are too late */
-			if ((*p)->not_before > now || (*p)->deadline <= now) {
-				p = &(*p)->next;
-			} else {
-				k = *p;
-				*p = k->next;
-			}
+	GUARD(&bnfs.lock);
+	TAILQ_FOREACH(k, &bnfs.queue, queue) {
+		bool late = k->deadline <= now || bnfs.quit;
+		/* as it is now: a reader may have raised it */
+		int prio = k->f ? (int)k->f->prio : PRIO_META;
+
+		if (prio < end && (c ? !late && k->not_before <= now &&
+		    (!k->only || k->only == c) : late)) {
+			best = k;
+			end = prio;
+		}
 	}
-	pthread_mutex_unlock(&bnfs.lock);
-	return k;
+	if (best)
+		TAILQ_REMOVE(&bnfs.queue, best, queue);
+	return best;
 }
 
 /* Fail what has waited in the queue for too long. */
 static void
 bnfs_expire(void)
 {
-	uint64_t now = now_ms();
+	struct call *k;
 
-	for (;;) {
-		struct call *k = NULL;
-
-		pthread_mutex_lock(&bnfs.lock);
-		for (int i = 0; i < PRIO_N && !k; i++)
-			for (struct call **p = &bnfs.head[i]; *p && !k; )
-				if ((*p)->deadline <= now || bnfs.quit) {
-					k = *p;
-					*p = k->next;
-				} else {
-					p = &(*p)->next;
-				}
-		if (k && !bnfs.quit && !bnfs.silent)
-			bnfs.silent = now - conf.nfs_timeout * 1000;
-		pthread_mutex_unlock(&bnfs.lock);
-		if (!k)
-			return;
-		backend_down = true;
-		call_over(k, bnfs.quit ? -EINTR : -EHOSTDOWN);
-	}
+	while ((k = bnfs_take(NULL)))
+		call_over(k, bnfs.quit || k->op == CALL_CLOSE ? -EINTR :
+		    -EHOSTDOWN);
 }
 
 /* One turn of c's event loop, at most `wait` milliseconds. */
@@ -4953,6 +4916,7 @@ conn_turn(struct conn *c, int wait)
 	bool late = false;
 	eventfd_t drop;
 	struct call *k;
+	uint64_t now;
 
 	if (c->rpc) {
 		p[1].fd = rpc_get_fd(c->rpc);
@@ -4965,28 +4929,22 @@ conn_turn(struct conn *c, int wait)
 		if (c->state == DOWN)	/* somebody wants it up: sooner */
 			c->retry_at = MIN(c->retry_at, c->lost_at + 250);
 	}
-	if (c->rpc && p[1].revents) {
-		int r = c->nfs ? nfs_service(c->nfs, p[1].revents) :
-		    rpc_service(c->rpc, p[1].revents);
-
-		if (r < 0 && !c->err)
-			c->err = -ECONNRESET;
+	if (p[1].revents && rpc_service(c->rpc, p[1].revents) < 0 && !c->err)
+		c->err = -ECONNRESET;
+	while (c->state == UP && !c->err && (k = bnfs_take(c))) {
+		k->c = c;
+		LIST_INSERT_HEAD(&c->flying, k, flying);
+		c->nread += k->op == CALL_READ;
+		call_send(k);
 	}
-	while (c->state == UP && !c->err && (k = conn_pick(c))) {
-		if (bnfs.version == 4)
-			conn4_issue(c, k);
-		else
-			conn3_issue(c, k);
-	}
-	for (k = c->flying; k; k = k->next)
-		late |= now_ms() >= k->deadline;
-	if (c->state == CONNECTING && now_ms() >= c->deadline)
+	now = now_ms();
+	LIST_FOREACH(k, &c->flying, flying)
+		late |= now >= k->deadline;
+	if (c->state != DOWN && c->state != UP && now >= c->deadline)
 		c->err = -ETIMEDOUT;
-	if (c->state != DOWN && late) {
-		pthread_mutex_lock(&bnfs.lock);
-		if (!bnfs.silent)
-			bnfs.silent = now_ms() - conf.nfs_timeout * 1000;
-		pthread_mutex_unlock(&bnfs.lock);
+	if (late) {
+		WITH_LOCK(&bnfs.lock)
+			bnfs_silent_locked(now - conf.nfs_timeout * 1000);
 		conn_lose(c, "no answer in time");
 	}
 }
@@ -4995,118 +4953,90 @@ static void *
 conn_thread(void *arg)
 {
 	struct conn *c = arg;
-	bool quit = false;
 
-	while (!quit) {
+	while (!bnfs.quit) {
 		if (c->err && c->state != DOWN) {
-			if (c->state == CONNECTING)
+			if (c->state != UP)
 				log_debug("nfs: connection %d: %s: %s", c->idx,
-				    c->step, strerror(-c->err));
+				    conn_state_name[c->state],
+				    strerror(-c->err));
 			conn_lose(c, "reset by the server");
 		}
 		if (c->state == DOWN && now_ms() >= c->retry_at)
 			conn_begin(c);
-		conn_turn(c, c->state == DOWN || c->flying ? 200 : 1000);
+		conn_turn(c, c->state == DOWN || !LIST_EMPTY(&c->flying) ?
+		    200 : 1000);
 		bnfs_expire();
-		pthread_mutex_lock(&bnfs.lock);
-		quit = bnfs.quit;
-		pthread_mutex_unlock(&bnfs.lock);
 	}
 	conn_lose(c, "shutting down");
 	bnfs_expire();
 	return NULL;
 }
 
-/* Find a file from its parent's handle, which is found the same way if the
- * names don't know it.  Version 3.  fresh: do not use remembered handles. */
+/*
+ * Ask the server about path and wait.  Version 4 goes by the path.  Version 3
+ * needs its handle or, for the attributes of all but the root, its parent's;
+ * one that the names don't know is found the same way first.  fresh: nor do
+ * we believe them.  0, with *ans the caller's, or -errno.
+ */
 static int
-bnfs3_lookup(const char *path, struct attr *a, struct handle *fh, bool fresh)
+bnfs_ask(enum call_op op, const char *path, bool fresh, struct answer *ans)
 {
-	const char *base;
-	struct handle dir;
+	bool v3 = bnfs.version == 3;
+	const char *of = path, *name = path;
+	struct handle fh = { 0 };
+	char *parent = NULL;
 	struct call *k;
-	char *parent;
 	int r = 0;
 
-	if (!path[1]) {
-		k = call_new(CALL_GETATTR, NULL);
-		if (!k)
-			return -ENOMEM;
-		pthread_mutex_lock(&bnfs.lock);
-		k->fh = bnfs.root;
-		pthread_mutex_unlock(&bnfs.lock);
-	} else {
-		parent = path_parent(path, &base);
+	if (v3 && op == CALL_GETATTR && path[1]) {
+		op = CALL_LOOKUP;
+		of = parent = path_parent(path, &name);
 		if (!parent)
 			return -ENOMEM;
-		if (fresh || !name_handle(parent, &dir)) {
-			struct attr pa;
-			uint64_t asked = now_us();
+	}
+	if (v3 && !of[1]) {
+		fh = root3();
+	} else if (v3 && (fresh || !name_handle(of, &fh))) {
+		uint64_t asked = now_us();
 
-			r = bnfs3_lookup(parent, &pa, &dir, fresh);
-			if (!r)
-				name_validated(parent, &pa, &dir, asked);
+		r = bnfs_ask(CALL_GETATTR, of, fresh, ans);
+		if (!r) {
+			fh = ans->fh;
+			name_validated(of, &ans->attr, &fh, asked);
 		}
-		free(parent);
-		if (r)
-			return r;
-		k = call_new(CALL_LOOKUP, base);
-		if (!k)
-			return -ENOMEM;
-		k->fh = dir;
 	}
-	r = call_wait(k);
-	if (!r) {
-		*a = k->attr;
-		*fh = k->out;
-	}
-	call_done(k);
-	return r;
+	free(parent);
+	if (r)
+		return r;
+	k = call_new(op, name);
+	if (!k)
+		return -ENOMEM;
+	k->fh = fh;
+	return call_wait(k, ans);
 }
 
-/* A call on a path: v3 by its handle, tried again from the root if that has
- * gone stale; v4 by its full name.  *kp is the caller's to call_done(). */
+/* Ask about path; once more from the root if a handle has gone stale. */
 static int
-bnfs_call(enum call_op op, const char *path, size_t most, struct call **kp)
+bnfs_call(enum call_op op, const char *path, struct answer *ans)
 {
-	struct handle fh = { 0 };
-	struct attr a;
-	int r = 0;
+	int r = bnfs_ask(op, path, false, ans);
 
-	for (int fresh = 0; fresh < 2; fresh++) {
-		if (bnfs.version == 3 && (fresh || !name_handle(path, &fh)))
-			r = bnfs3_lookup(path, &a, &fh, fresh);
-		*kp = r ? NULL : call_new(op, path);
-		if (!*kp)
-			return r ? r : -ENOMEM;
-		(*kp)->fh = fh;
-		(*kp)->got = most;
-		r = call_wait(*kp);
-		if (r != -ESTALE || bnfs.version != 3)
-			return r;
-		name_forget_handle(path);
-		call_done(*kp);
-		*kp = NULL;
-	}
-	return r;
+	if (r != -ESTALE || bnfs.version != 3)
+		return r;
+	name_forget_handle(path);
+	return bnfs_ask(op, path, true, ans);
 }
 
 static int
 bnfs_getattr(const char *path, struct attr *a, struct handle *fh)
 {
-	struct call *k;
-	int r;
+	struct answer ans = { 0 };
+	int r = bnfs_call(CALL_GETATTR, path, &ans);
 
-	fh->len = 0;
-	if (bnfs.version == 3) {
-		r = bnfs3_lookup(path, a, fh, false);
-		return r == -ESTALE ? bnfs3_lookup(path, a, fh, true) : r;
-	}
-	r = bnfs_call(CALL_GETATTR, path, 0, &k);
 	if (!r)
-		*a = k->attr;
-	if (k)
-		call_done(k);
+		*a = ans.attr;
+	*fh = ans.fh;
 	return r;
 }
 
@@ -5116,18 +5046,14 @@ static void
 bnfs_close(struct bfile *bf)
 {
 	for (unsigned i = 0; bf->open && i < conf.nfs_connections; i++) {
-		struct conn *c = &bnfs.conn[i];
-		struct call *k;
+		struct call *k = bf->open[i].fh ? call_new(CALL_CLOSE, NULL) :
+		    NULL;
 
-		if (!bf->open[i].fh || !(k = call_new(CALL_CLOSE, NULL)))
+		if (!k)
 			continue;
-		k->close = bf->open[i].fh;
-		k->got = bf->open[i].epoch;
-		pthread_mutex_lock(&bnfs.lock);
-		k->next = c->closing;
-		c->closing = k;
-		pthread_mutex_unlock(&bnfs.lock);
-		conn_wake(c);
+		k->only = &bnfs.conn[i];
+		k->close = bf->open[i];
+		call_queue(k, false);
 	}
 	free(bf->open);
 	free(bf->path);
@@ -5142,30 +5068,19 @@ bnfs_open(struct obj *o, const char *path, struct attr *now)
 	struct bfile *bf = calloc(1, sizeof(*bf));
 	int r = 0;
 
-	(void)now;
-	if (!bf || !(bf->path = strdup(path))) {
-		free(bf);
+	if (!bf)
 		return -ENOMEM;
-	}
-	bf->fd = -1;
-	if (bnfs.version == 4)
+	if (bnfs.version == 4) {
+		bf->path = strdup(path);
 		bf->open = calloc(conf.nfs_connections, sizeof(*bf->open));
-	if (bnfs.version == 4 && !bf->open)
-		r = -ENOMEM;
-	if (bnfs.version == 3 && !name_handle(path, &bf->fh)) {
-		r = bnfs3_lookup(path, now, &bf->fh, false);
+		if (!bf->path || !bf->open)
+			r = -ENOMEM;
+	} else if (!name_handle(path, &bf->fh)) {
+		r = bnfs_getattr(path, now, &bf->fh);
 		if (!r && !version_same(&now->ver, &o->attr.ver))
 			r = -ESTALE;
 	}
-	pthread_mutex_lock(&o->lock);
-	if (!r && !o->bf) {
-		o->bf = bf;
-		bf = NULL;
-	}
-	pthread_mutex_unlock(&o->lock);
-	if (bf)
-		bnfs_close(bf);
-	return r;
+	return bfile_settle(o, bf, r);
 }
 
 static void
@@ -5178,7 +5093,6 @@ bnfs_read(struct fetch *f)
 		return;
 	}
 	k->f = f;
-	k->prio = atomic_load(&f->prio);
 	COUNT(backend_requests, 1);
 	call_queue(k, false);
 }
@@ -5186,88 +5100,43 @@ bnfs_read(struct fetch *f)
 static void
 bnfs_raise(struct fetch *f)
 {
-	struct call *k = NULL;
-
-	WITH_LOCK(&bnfs.lock)
-		for (int i = PRIO_AHEAD; i < PRIO_N && !k; i++)
-			for (struct call **p = &bnfs.head[i]; *p && !k;
-			    p = &(*p)->next)
-				if ((*p)->f == f) {
-					k = *p;
-					*p = k->next;
-					k->prio = PRIO_DEMAND;
-					break;
-				}
-	if (k)
-		call_queue(k, false);
+	(void)f;			/* see call_prio() */
+	bnfs_wake(NULL);
 }
 
 static int
 bnfs_readdir(const char *path, struct dirlist *l)
 {
-	struct call *k;
-	uint64_t cookie = 0;
-	char verf[NFS3_COOKIEVERFSIZE] = { 0 };
-	int r = bnfs_call(CALL_READDIR, path, 0, &k);
+	struct answer ans;
+	int r = bnfs_call(CALL_READDIR, path, &ans);
 
-	while (!r) {
-		struct handle fh = k->fh;
-		bool eof = k->eof;
-
-		for (size_t i = 0; i < k->list.n && !r; i++)
-			r = dirlist_add(l, k->list.v[i].name,
-			    k->list.v[i].have_attr ? &k->list.v[i].attr : NULL);
-		cookie = k->cookie;
-		memcpy(verf, k->verf, sizeof(verf));
-		if (eof || r)
-			break;
-		call_done(k);
-		k = call_new(CALL_READDIR, path);
-		if (!k)
-			return -ENOMEM;
-		k->fh = fh;
-		k->cookie = cookie;
-		memcpy(k->verf, verf, sizeof(verf));
-		r = call_wait(k);
-	}
-	if (k)
-		call_done(k);
+	if (!r)
+		*l = ans.list;
 	return r;
 }
 
 static int
 bnfs_readlink(const char *path, char *buf, size_t size)
 {
-	struct handle fh;
-	struct attr a = { 0 };
-	struct call *k = NULL;
-	int r = 0;
+	struct answer ans;
+	int r = bnfs_call(CALL_READLINK, path, &ans);
 
-	/* libnfs does not end the text of version 4: its length is needed */
-	if (bnfs.version == 4)
-		r = bnfs_getattr(path, &a, &fh);
-	if (!r)
-		r = bnfs_call(CALL_READLINK, path, MIN(a.ver.size, PATH_MAX),
-		    &k);
-	if (!r && strlen(k->link) >= size)
-		r = -ENAMETOOLONG;
-	if (!r)
-		strcpy(buf, k->link);
-	if (k)
-		call_done(k);
+	if (r)
+		return r;
+	r = (size_t)snprintf(buf, size, "%s", ans.link) < size ? 0 :
+	    -ENAMETOOLONG;
+	free(ans.link);
 	return r;
 }
 
 static int
 bnfs_statfs(struct statvfs *sv)
 {
-	struct call *k;
-	int r = bnfs_call(CALL_STATFS, "/", 0, &k);
+	struct answer ans;
+	int r = bnfs_call(CALL_STATFS, "/", &ans);
 
 	if (!r)
-		*sv = k->sv;
-	if (k)
-		call_done(k);
+		*sv = ans.sv;
 	return r;
 }
 
@@ -5276,43 +5145,40 @@ bnfs_statfs(struct statvfs *sv)
 static bool
 bnfs_parse(const char *s)
 {
-	const char *host = s, *end, *path;
-	unsigned long port;
-	char *stop;
+	bool url = !strncmp(s, "nfs://", 6);
+	const char *host = url ? s + 6 : s, *path = strchr(host, '/'), *end;
+	unsigned port = 0;
+	int n = 1;			/* bytes of ":" or ":port" */
+	size_t len;
 
-	if (!strncmp(s, "nfs://", 6)) {
-		host += 6;
-		path = strchr(host, '/');
-		if (!path || strchr(s, '?'))
+	if (!path || path == host || (url && strchr(s, '?')))
+		return false;
+	end = path - 1;
+	if (url) {
+		end = host + strcspn(host, *host == '[' ? "]/" : ":/");
+		end += *end == ']';
+		n = 0;
+		if (*end == ':' && isdigit((unsigned char)end[1]))
+			sscanf(end, ":%5u%n", &port, &n);
+		if (n && (port < 1 || port > 65535))
 			return false;
-		end = *host == '[' ? strchr(host, ']') :
-		    memchr(host, ':', (size_t)(path - host));
-		if (*host == '[' && (!end || ++end > path))
-			return false;
-		end = end ? end : path;
-		port = *end == ':' ? strtoul(end + 1, &stop, 10) : 1;
-		if (end != path && (*end != ':' || !isdigit(end[1]) ||
-		    stop != path || port < 1 || port > 65535))
-			return false;
-		if (end != path)
-			conf.nfs_port = (unsigned)port;
-	} else {
-		end = strstr(s, ":/");
-		if (!end || memchr(s, '/', (size_t)(end - s)))
-			return false;
-		path = end + 1;
 	}
-	if (*host == '[' && end[-1] == ']') {
+	if (end + n != path || (!url && *end != ':'))
+		return false;
+	if (*host == '[') {
+		if (end[-1] != ']')
+			return false;
 		host++;
 		end--;
 	}
 	if (end <= host)
 		return false;
+	if (port)
+		conf.nfs_port = port;
+	for (len = strlen(path); len > 1 && path[len - 1] == '/'; len--)
+		;
 	bnfs.host = strndup(host, (size_t)(end - host));
-	bnfs.export = strdup(path);
-	while (bnfs.export && strlen(bnfs.export) > 1 &&
-	    bnfs.export[strlen(bnfs.export) - 1] == '/')
-		bnfs.export[strlen(bnfs.export) - 1] = '\0';
+	bnfs.export = strndup(path, len);
 	return bnfs.host && bnfs.export;
 }
 
@@ -5329,7 +5195,7 @@ bnfs_explain(const struct conn *c)
 	if (c->err == -ETIMEDOUT)
 		log_error("backend %s: the server %s did not answer within %u "
 		    "seconds", conf.nfs_backend, bnfs.host, conf.nfs_timeout);
-	else if (!strcmp(c->step, "export") || (!strcmp(c->step, "mount") &&
+	else if (c->state == EXPORT || (c->state == MOUNT &&
 	    (c->err == -ENOENT || c->err == -EACCES)))
 		log_error("backend %s: the server %s does not export %s to us: "
 		    "%s", conf.nfs_backend, bnfs.host, bnfs.export,
@@ -5344,39 +5210,35 @@ bnfs_explain(const struct conn *c)
 static int
 bnfs_start(void)
 {
-	struct addrinfo *ai, hint = { .ai_socktype = SOCK_STREAM };
 	struct conn *c = &bnfs.conn[0];
-	int r = getaddrinfo(bnfs.host, NULL, &hint, &ai);
+	int r = conn_resolve(c);
 
-	if (r) {
-		log_error("backend %s: cannot resolve host %s: %s",
+	if (r)
+		return fail(-EIO, "backend %s: cannot resolve host %s: %s",
 		    conf.nfs_backend, bnfs.host, gai_strerror(r));
-		return -EIO;
-	}
-	freeaddrinfo(ai);
 	bnfs.readmax = IO_MAX;
 	for (unsigned i = 0; i < conf.nfs_connections; i++) {
 		bnfs.conn[i].idx = (int)i;
+		memcpy(bnfs.conn[i].addr, c->addr, sizeof(c->addr));
 		bnfs.conn[i].wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		if (bnfs.conn[i].wake < 0)
 			return -errno;
 	}
-	bnfs.version = conf.nfs_version == 2 ? 4 : 3;
-	for (;;) {
+	for (bnfs.version = conf.nfs_version == 2 ? 4 : 3; ; bnfs.version = 4) {
+		bool last = conf.nfs_version || bnfs.version == 4;
+
 		conn_begin(c);
-		while (c->state == CONNECTING && !c->err)
+		while (c->state != UP && !c->err)
 			conn_turn(c, 100);
 		if (c->state == UP)
 			break;
-		if (conf.nfs_version || bnfs.version == 4 ||
-		    !strcmp(c->step, "export")) {
+		last |= c->state == EXPORT;
+		if (last)
 			bnfs_explain(c);
-			conn_lose(c, "");
-			return -EIO;
-		}
 		conn_lose(c, "");
+		if (last)
+			return -EIO;
 		c->epoch = 0;
-		bnfs.version = 4;
 	}
 	log_info("nfs: %s:%s, version %u, %u connections", bnfs.host,
 	    bnfs.export, bnfs.version, conf.nfs_connections);
@@ -5391,12 +5253,10 @@ bnfs_start(void)
 static void
 bnfs_stop(void)
 {
-	pthread_mutex_lock(&bnfs.lock);
 	bnfs.quit = true;
-	pthread_mutex_unlock(&bnfs.lock);
 	for (unsigned i = 0; i < conf.nfs_connections; i++)
 		if (bnfs.conn[i].tid) {
-			conn_wake(&bnfs.conn[i]);
+			eventfd_write(bnfs.conn[i].wake, 1);
 			pthread_join(bnfs.conn[i].tid, NULL);
 			sys_close(&bnfs.conn[i].wake);
 		}

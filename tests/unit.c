@@ -1436,11 +1436,11 @@ read_shrunk(void)
 	k = call_new(CALL_READ, NULL);
 	k->f = fake.held;
 	k->c = c;
-	c->flying = k;
+	LIST_INSERT_HEAD(&c->flying, k, flying);
 	c->nread = 1;
 	conn3_reply(NULL, RPC_STATUS_SUCCESS, &res, k);
 	T(o->gone && LIST_EMPTY(fetch_bucket(o, 0)) &&
-	    !c->flying && !c->nread);
+	    LIST_EMPTY(&c->flying) && !c->nread);
 	obj_put(o);
 }
 
