@@ -5013,6 +5013,13 @@ bnfs_ask(enum call_op op, const char *path, bool fresh, struct answer *ans)
 	if (!k)
 		return -ENOMEM;
 	k->fh = fh;
+	if (op == CALL_READLINK)	/* looked up just now: see conn4_send() */
+		WITH_LOCK(&names.lock) {
+			struct name *n = name_find_locked(path, false);
+
+			if (n && now_us() - n->answered < TOKEN_MS * 1000)
+				k->ans.attr = n->attr;
+		}
 	return call_wait(k, ans);
 }
 
@@ -5146,37 +5153,32 @@ static bool
 bnfs_parse(const char *s)
 {
 	bool url = !strncmp(s, "nfs://", 6);
-	const char *host = url ? s + 6 : s, *path = strchr(host, '/'), *end;
+	const char *host = url ? s + 6 : s, *path = strchr(host, '/');
+	const char *end = path ? path - 1 : NULL;	/* of the host */
+	size_t len = path ? strlen(path) : 0;
 	unsigned port = 0;
-	int n = 1;			/* bytes of ":" or ":port" */
-	size_t len;
+	int n = 0;			/* bytes of ":port" */
 
-	if (!path || path == host || (url && strchr(s, '?')))
+	if (!path || path == host ||
+	    (url ? strchr(s, '?') != NULL : *end != ':'))
 		return false;
-	end = path - 1;
 	if (url) {
 		end = host + strcspn(host, *host == '[' ? "]/" : ":/");
 		end += *end == ']';
-		n = 0;
 		if (*end == ':' && isdigit((unsigned char)end[1]))
 			sscanf(end, ":%5u%n", &port, &n);
-		if (n && (port < 1 || port > 65535))
+		if (end + n != path || (n && (port < 1 || port > 65535)))
 			return false;
 	}
-	if (end + n != path || (!url && *end != ':'))
+	if (*host == '[' && *--end != ']')
 		return false;
-	if (*host == '[') {
-		if (end[-1] != ']')
-			return false;
-		host++;
-		end--;
-	}
+	host += *host == '[';
 	if (end <= host)
 		return false;
 	if (port)
 		conf.nfs_port = port;
-	for (len = strlen(path); len > 1 && path[len - 1] == '/'; len--)
-		;
+	while (len > 1 && path[len - 1] == '/')
+		len--;
 	bnfs.host = strndup(host, (size_t)(end - host));
 	bnfs.export = strndup(path, len);
 	return bnfs.host && bnfs.export;
