@@ -3823,7 +3823,7 @@ bdir_fetch(struct fetch *f)
 {
 	struct obj *o = f->o;
 	ssize_t n = sys_pread(o->bf->fd, f->buf, f->len, f->off);
-	struct attr now;
+	struct attr now = { 0 };
 
 	COUNT(backend_requests, 1);
 	if (n < 0) {
@@ -4081,7 +4081,8 @@ static struct {
 } bnfs = { .lock = PTHREAD_MUTEX_INITIALIZER,
 	.queue = TAILQ_HEAD_INITIALIZER(bnfs.queue) };
 
-/* Creating contexts and mounting touch unlocked statics of libnfs. */
+/* Creating contexts and mounting touch unlocked statics of libnfs.  Taken under
+ * no other lock; the calls of a context destroyed under it are but queued. */
 static pthread_mutex_t libnfs_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* libnfs 6 renamed the raw calls, and READs into the caller's buffer. */
@@ -4201,7 +4202,7 @@ call_again(struct call *k)
 	if (k->op == CALL_CLOSE)
 		call_over(k, -EINTR);
 	else
-		call_queue(k, true);	/* bnfs_expire() looks at the deadline */
+		call_queue(k, true);	/* or bnfs_expire() has it */
 }
 
 /* The server answers.  Did it not, before? */
@@ -4468,11 +4469,12 @@ conn3_send(struct rpc_context *rpc, struct call *k)
 	case CALL_READ:
 		read = (READ3args){ fh, k->f->off + k->got,
 			(count3)MIN(k->f->len - k->got, bnfs.readmax) };
-		return RPC(nfs3_read, rpc, conn3_reply,
 #ifdef LIBNFS_API_V2
-		    k->f->buf + k->got, read.count,
+		return RPC(nfs3_read, rpc, conn3_reply, k->f->buf + k->got,
+		    read.count, &read, k);
+#else
+		return RPC(nfs3_read, rpc, conn3_reply, &read, k);
 #endif
-		    &read, k);
 	default:
 		return false;
 	}
@@ -4489,7 +4491,8 @@ attr_from4(struct attr *a, const struct nfs_stat_64 *s)
 			.ctime = nanos((int64_t)s->nfs_ctime,
 			    (int64_t)s->nfs_ctime_nsec) },
 		.used = s->nfs_used, .rdev = s->nfs_rdev,
-		.atime = nanos((int64_t)s->nfs_atime, (int64_t)s->nfs_atime_nsec),
+		.atime = nanos((int64_t)s->nfs_atime,
+			(int64_t)s->nfs_atime_nsec),
 		.mode = (uint32_t)s->nfs_mode, .nlink = (uint32_t)s->nfs_nlink,
 		.uid = (uint32_t)s->nfs_uid, .gid = (uint32_t)s->nfs_gid };
 	return attr_check(a);
@@ -4525,21 +4528,39 @@ conn4_over(struct call *k, int err)
 	call_again(k);
 }
 
-/* The attributes after a READ: only if they are still the same are its bytes
- * of the version that was asked for. */
+/* The reply to k, version 4, unless that is of READ or OPEN. */
 static void
-conn4_read_checked(int err, struct nfs_context *nfs, void *data, void *arg)
+conn4_reply(int err, struct nfs_context *nfs, void *data, void *arg)
 {
 	struct call *k = arg;
-	struct attr now;
+	struct nfsdirent *e;
 
-	(void)nfs;
-	if (!err) {
-		attr_from4(&now, data);
-		if (!version_same(&now.ver, &k->f->o->attr.ver))
+	if (err < 0) {
+		conn4_over(k, err);
+		return;
+	}
+	err = 0;
+	if (k->op == CALL_READDIR) {
+		while (!err && (e = nfs_readdir(nfs, data)))
+			err = dirlist_add(&k->ans.list, e->name, NULL);
+		nfs_closedir(nfs, data);
+	} else if (k->op == CALL_STATFS) {
+		k->ans.sv = *(struct statvfs *)data;
+	} else if (k->op == CALL_READLINK && k->ans.attr.mode) {
+		k->ans.link = strndup(data, MIN(k->ans.attr.ver.size,
+		    PATH_MAX));
+		err = k->ans.link ? 0 : -ENOMEM;
+	} else if (k->op != CALL_CLOSE) {
+		err = attr_from4(&k->ans.attr, data);
+		if (!err && k->op == CALL_READLINK)
+			err = 1;	/* now that its length is known */
+		/* only if they are still the same after a READ, its bytes are
+		 * of the version that was asked for */
+		if (k->op == CALL_READ && !version_same(&k->ans.attr.ver,
+		    &k->f->o->attr.ver))
 			err = -ESTALE;
 	}
-	conn4_over(k, err);
+	call_answered(k, err);
 }
 
 static void
@@ -4563,7 +4584,7 @@ conn4_read(int err, struct nfs_context *nfs, void *data, void *arg)
 		r = read_took(k, data, (size_t)err);
 	if (r)
 		conn4_over(k, r);
-	else if (nfs_fstat64_async(nfs, open4(k)->fh, conn4_read_checked, k))
+	else if (nfs_fstat64_async(nfs, open4(k)->fh, conn4_reply, k))
 		call_answered(k, -ENOMEM);
 }
 
@@ -4611,35 +4632,6 @@ conn4_send_read(struct conn *c, struct call *k)
 	return true;
 }
 
-/* The reply to all else, version 4. */
-static void
-conn4_reply(int err, struct nfs_context *nfs, void *data, void *arg)
-{
-	struct call *k = arg;
-	struct nfsdirent *e;
-
-	err = MIN(err, 0);
-	if (err) {
-		conn4_over(k, err);
-		return;
-	}
-	if (k->op == CALL_READDIR) {
-		while (!err && (e = nfs_readdir(nfs, data)))
-			err = dirlist_add(&k->ans.list, e->name, NULL);
-		nfs_closedir(nfs, data);
-	} else if (k->op == CALL_READLINK && k->ans.attr.mode) {
-		k->ans.link = strndup(data, MIN(k->ans.attr.ver.size, PATH_MAX));
-		err = k->ans.link ? 0 : -ENOMEM;
-	} else if (k->op == CALL_STATFS) {
-		memcpy(&k->ans.sv, data, sizeof(k->ans.sv));
-	} else if (k->op != CALL_CLOSE) {
-		err = attr_from4(&k->ans.attr, data);
-		if (!err && k->op == CALL_READLINK)
-			err = 1;
-	}
-	call_answered(k, err);
-}
-
 /* Send k on c, version 4; false if that can't be done. */
 static bool
 conn4_send(struct conn *c, struct call *k)
@@ -4654,15 +4646,13 @@ conn4_send(struct conn *c, struct call *k)
 	case CALL_CLOSE:		/* unless it went with its context */
 		return k->close.epoch == c->epoch &&
 		    !nfs_close_async(c->nfs, k->close.fh, conn4_reply, k);
-	case CALL_READLINK:
-		if (k->ans.attr.mode)
-			return !nfs_readlink_async(c->nfs, k->path,
-			    conn4_reply, k);
-		/* libnfs does not end the text: its length is needed first */
-		/* FALLTHROUGH */
 	default:
-		return !nfs_lstat64_async(c->nfs, k->path, conn4_reply, k);
+		break;
 	}
+	/* libnfs does not end a link's text: its length is needed first */
+	return !(k->op == CALL_READLINK && k->ans.attr.mode ?
+	    nfs_readlink_async(c->nfs, k->path, conn4_reply, k) :
+	    nfs_lstat64_async(c->nfs, k->path, conn4_reply, k));
 }
 
 /* Send k, for the first time or once more, on the connection that it has. */
@@ -4812,7 +4802,8 @@ conn4_mount(struct conn *c)
 	c->state = MOUNT;
 	nfs_set_version(c->nfs, 4);
 	if (conf.nfs_port) {		/* 4.0 takes the port by URL only */
-		snprintf(url, sizeof(url), "nfs://h/?nfsport=%u", conf.nfs_port);
+		snprintf(url, sizeof(url), "nfs://h/?nfsport=%u",
+		    conf.nfs_port);
 		u = nfs_parse_url_dir(c->nfs, url);
 		if (u)
 			nfs_destroy_url(u);
@@ -5013,7 +5004,7 @@ bnfs_ask(enum call_op op, const char *path, bool fresh, struct answer *ans)
 	if (!k)
 		return -ENOMEM;
 	k->fh = fh;
-	if (op == CALL_READLINK)	/* looked up just now: see conn4_send() */
+	if (op == CALL_READLINK)	/* its length: see conn4_send() */
 		WITH_LOCK(&names.lock) {
 			struct name *n = name_find_locked(path, false);
 
