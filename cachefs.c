@@ -3687,7 +3687,7 @@ static struct {
 	int root;			/* [I] O_PATH */
 	pthread_mutex_t lock;		/* the rest */
 	pthread_cond_t cond;
-	TAILQ_HEAD(, fetch) queue;
+	TAILQ_HEAD(fetches, fetch) queue;
 	unsigned queued, idle, threads;
 	bool quit;
 	struct { dev_t dev; uint64_t fsid; } devs[256];
@@ -4010,7 +4010,7 @@ enum call_op { CALL_LOOKUP, CALL_GETATTR, CALL_READDIR, CALL_READLINK,
 struct open4 {
 	struct nfsfh *fh;
 	uint64_t epoch;			/* of the connection then */
-	SLIST_HEAD(, call) waiting;	/* READs that wait for the OPEN */
+	SLIST_HEAD(waiting, call) waiting;	/* READs that wait for the OPEN */
 };
 
 /* What a call brings. */
@@ -4059,7 +4059,7 @@ struct conn {
 	unsigned backoff;		/* ms */
 	int err;			/* why it must be given up, or 0 */
 	char addr[64];			/* the server's, numeric */
-	LIST_HEAD(, call) flying;	/* issued */
+	LIST_HEAD(flying, call) flying;	/* issued */
 	unsigned nread;			/* READs among them */
 };
 
@@ -4071,7 +4071,7 @@ static struct {
 	unsigned version;		/* [I] once started */
 	struct conn conn[CONN_MAX];
 	pthread_mutex_t lock;		/* the rest; taken under object locks */
-	TAILQ_HEAD(, call) queue;
+	TAILQ_HEAD(calls, call) queue;
 	unsigned turn;			/* who is woken next */
 	unsigned up;			/* connections in state UP */
 	uint64_t silent;		/* now_ms() since when it is, 0: not */
@@ -4132,7 +4132,7 @@ call_new(enum call_op op, const char *path)
 static void
 bnfs_wake(struct conn *c)
 {
-	unsigned n = conf.nfs_connections;
+	unsigned n = MAX(conf.nfs_connections, 1);
 
 	WITH_LOCK(&bnfs.lock)
 		for (unsigned i = 0; i <= n && (!c || c->state != UP); i++)
@@ -4446,12 +4446,12 @@ static bool
 conn3_send(struct rpc_context *rpc, struct call *k)
 {
 	struct nfs_fh3 fh = fh3(k->f ? &k->f->o->bf->fh : &k->fh);
+	LOOKUP3args lookup = { { fh, k->path } };
 	READ3args read;
 
 	switch (k->op) {
 	case CALL_LOOKUP:
-		return RPC(nfs3_lookup, rpc, conn3_reply,
-		    &(LOOKUP3args){ { fh, k->path } }, k);
+		return RPC(nfs3_lookup, rpc, conn3_reply, &lookup, k);
 	case CALL_GETATTR:
 		return RPC(nfs3_getattr, rpc, conn3_reply,
 		    &(GETATTR3args){ fh }, k);
@@ -4867,17 +4867,18 @@ static struct call *
 bnfs_take(const struct conn *c)
 {
 	int end = !c || c->nread < CONN_WINDOW ? PRIO_N : PRIO_AHEAD;
-	struct call *k, *best = NULL;
+	struct call *k = NULL, *best = NULL;	/* NULL: for cppcheck */
 	uint64_t now = now_ms();
 
 	GUARD(&bnfs.lock);
 	TAILQ_FOREACH(k, &bnfs.queue, queue) {
 		bool late = k->deadline <= now || bnfs.quit;
+		bool mine = !k->only || k->only == c;
 		/* as it is now: a reader may have raised it */
 		int prio = k->f ? (int)k->f->prio : PRIO_META;
 
-		if (prio < end && (c ? !late && k->not_before <= now &&
-		    (!k->only || k->only == c) : late)) {
+		if (prio < end && (c ? mine && !late && k->not_before <= now :
+		    late)) {
 			best = k;
 			end = prio;
 		}
