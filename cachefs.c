@@ -4127,16 +4127,20 @@ call_new(enum call_op op, const char *path)
 	return k;
 }
 
-/* Wake the connection that is to look at the queue: c or, when that is NULL,
- * the next one that is up. */
+/* Wake the connection that is to look at the queue: `only` or, when that is
+ * NULL, the next one that is up. */
 static void
-bnfs_wake(struct conn *c)
+bnfs_wake(struct conn *only)
 {
 	unsigned n = MAX(conf.nfs_connections, 1);
+	struct conn *c = only ? only : &bnfs.conn[0];
 
 	WITH_LOCK(&bnfs.lock)
-		for (unsigned i = 0; i <= n && (!c || c->state != UP); i++)
+		for (unsigned i = 0; i < n && !only; i++) {
 			c = &bnfs.conn[bnfs.turn++ % n];
+			if (c->state == UP)
+				break;
+		}
 	eventfd_write(c->wake, 1);
 }
 
@@ -4445,7 +4449,7 @@ conn3_reply(struct rpc_context *rpc, int status, void *data, void *arg)
 static bool
 conn3_send(struct rpc_context *rpc, struct call *k)
 {
-	struct nfs_fh3 fh = fh3(k->f ? &k->f->o->bf->fh : &k->fh);
+	struct nfs_fh3 fh = fh3(&k->fh);
 	LOOKUP3args lookup = { { fh, k->path } };
 	READ3args read;
 
@@ -4467,7 +4471,7 @@ conn3_send(struct rpc_context *rpc, struct call *k)
 		return RPC(nfs3_fsstat, rpc, conn3_reply,
 		    &(FSSTAT3args){ fh }, k);
 	case CALL_READ:
-		read = (READ3args){ fh, k->f->off + k->got,
+		read = (READ3args){ fh3(&k->f->o->bf->fh), k->f->off + k->got,
 			(count3)MIN(k->f->len - k->got, bnfs.readmax) };
 #ifdef LIBNFS_API_V2
 		return RPC(nfs3_read, rpc, conn3_reply, k->f->buf + k->got,
