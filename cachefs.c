@@ -5103,7 +5103,7 @@ bnfs_read(struct fetch *f)
 static void
 bnfs_raise(struct fetch *f)
 {
-	(void)f;			/* see call_prio() */
+	(void)f;			/* bnfs_take() looks at it */
 	bnfs_wake(NULL);
 }
 
