@@ -1764,9 +1764,13 @@ path_is_aside(const char *path)
  * version of it in memory while somebody uses it, struct ent the registry's
  * line about it whether used or not.  The order on disk: data is synced, then
  * the index replaced; only what an index says is believed after a restart.
+ *
+ * Space is charged to store.used and to its owner: an obj in memory, else the
+ * ent.  A superseded version has no files any more but keeps its bytes, and
+ * its charge, until it is closed.
  */
 #define STORE_BUCKETS 65536
-#define KEY_STRIPES 64
+#define KEY_STRIPES 1024
 #define CHECKPOINT_MS 5000
 
 static const struct backend *be;
@@ -1778,26 +1782,32 @@ static struct {
 	uint64_t room;			/* [I] what the disk can hold of us */
 	pthread_mutex_t key[KEY_STRIPES];
 	pthread_mutex_t lock;		/* the rest */
-	pthread_cond_t cond;		/* an object was loaded */
-	struct obj *tab[STORE_BUCKETS];
-	struct ent *ents[STORE_BUCKETS];
-	struct ent *oldest, *newest;	/* by last use */
+	LIST_HEAD(ent_list, ent) ents[STORE_BUCKETS];
+	TAILQ_HEAD(, ent) lru;		/* last used last */
 	uint64_t used;			/* bytes, reservations included */
 	uint64_t unwritten;		/* of these not on disk yet */
 	uint64_t nents, ncomplete;
 	bool scanned;			/* `used` knows the whole cache */
+	struct found {
+		struct ent *ent;
+		time_t used;
+	} *found;			/* what the scan found: it holds these */
+	size_t nfound;
 	const char *_Atomic degraded;	/* [a] why the disk is not used */
 	_Atomic uint64_t retry_at;	/* now_ms() when it is tried again */
 	pthread_t evictor;
 	pthread_cond_t evict;		/* somebody needs room */
 } store = { .dir = -1, .objects = -1, .lockfd = -1,
-	.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER,
-	.evict = PTHREAD_COND_INITIALIZER };
+	.key = { [0 ... KEY_STRIPES - 1] = PTHREAD_MUTEX_INITIALIZER },
+	.lock = PTHREAD_MUTEX_INITIALIZER, .evict = PTHREAD_COND_INITIALIZER,
+	.lru = TAILQ_HEAD_INITIALIZER(store.lru) };
+
+SLIST_HEAD(dirty_list, obj);
 
 static struct {
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
-	struct obj *head;
+	struct dirty_list dirty;
 	pthread_t tid;
 	bool quit;
 } ckpt = { .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -1808,17 +1818,10 @@ static struct {
 	X(too_small) X(too_big) X(excluded) X(no_space) X(degraded) X(scan) \
 	X(changing) X(partial) X(passthrough_off) X(passthrough_refused) \
 	X(open_buffered)
-enum reason {
-#define X(n) R_##n,
-	REASONS(X)
-#undef X
-	R_MAX
-};
-static const char *const reason_name[] = {
-#define X(n) #n,
-	REASONS(X)
-#undef X
-};
+#define REASON_ID(n) R_##n,
+#define REASON_NAME(n) #n,
+enum reason { REASONS(REASON_ID) R_MAX };
+static const char *const reason_name[] = { REASONS(REASON_NAME) };
 static _Atomic uint64_t reason_count[R_MAX];
 
 static void
@@ -1827,39 +1830,72 @@ bypass(enum reason r)
 	atomic_fetch_add_explicit(&reason_count[r], 1, memory_order_relaxed);
 }
 
+/* The hash of v's file; all its versions share it. */
 static uint64_t
-key_hash(uint64_t fsid, uint64_t fileid)
+key_hash(const struct version *v)
 {
-	uint64_t k[2] = { fsid, fileid };
+	uint64_t k[2] = { v->fsid, v->fileid };
 
 	return XXH3_64bits(k, sizeof(k));
 }
 
-/* "xx/KEY" of a file, with a suffix. */
+/* "xx/KEY" of v's file and a suffix: "" data, ".idx", ".tmp". */
 static const char *
-key_path(uint64_t fsid, uint64_t fileid, const char *suffix, char buf[64])
+key_path(const struct version *v, const char *suffix, char buf[64])
 {
 	snprintf(buf, 64, "%02x/%016" PRIx64 "%016" PRIx64 "%s",
-	    (unsigned)(key_hash(fsid, fileid) & 0xff), fsid, fileid, suffix);
+	    (unsigned)(key_hash(v) & 0xff), v->fsid, v->fileid, suffix);
 	return buf;
 }
 
+/* The stripe that is held while v's file is opened or its files change. */
 static pthread_mutex_t *
-key_lock(uint64_t fsid, uint64_t fileid)
+key_lock(const struct version *v)
 {
-	return &store.key[(key_hash(fsid, fileid) >> 8) % KEY_STRIPES];
+	return &store.key[(key_hash(v) >> 8) % KEY_STRIPES];
+}
+
+static int
+key_open(const struct version *v, const char *suffix, int flags)
+{
+	char p[64];
+
+	return sys_openat(store.objects, key_path(v, suffix, p), flags,
+	    flags & O_CREAT ? 0600 : 0);
+}
+
+/* Remove an object's files, index first: data without an index is never
+ * believed.  Caller holds the key's stripe. */
+static void
+store_unlink(const struct version *v)
+{
+	char p[64];
+
+	unlinkat(store.objects, key_path(v, ".idx", p), 0);
+	unlinkat(store.objects, key_path(v, "", p), 0);
+}
+
+/* Write the whole of a new file, durably but for its name.  0 or -errno. */
+static int
+store_write(int dir, const char *name, const void *data, size_t len)
+{
+	int fd = sys_openat(dir, name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	int r = fd < 0 ? fd : sys_pwrite(fd, data, len, 0);
+
+	if (!r && fsync(fd))
+		r = -errno;
+	if (fd >= 0 && close(fd) && !r)
+		r = -errno;
+	return r;
 }
 
 /* The cache disk failed: serve from the server for a while.  Logged once. */
 static void
 store_degrade(const char *what, int err)
 {
-	const char *was = store.degraded;
-
 	store.retry_at = now_ms() + 5000;
-	store.degraded = err == -ENOSPC || err == -EDQUOT ? "no space" :
-	    "I/O error";
-	if (!was)
+	if (!atomic_exchange(&store.degraded, err == -ENOSPC ||
+	    err == -EDQUOT ? "no space" : "I/O error"))
 		log_error("cache %s: %s: %s; serving from the server meanwhile",
 		    conf.cache_dir, what, strerror(-err));
 }
@@ -1867,10 +1903,8 @@ store_degrade(const char *what, int err)
 static void
 store_recovered(void)
 {
-	if (store.degraded) {
-		store.degraded = NULL;
+	if (store.degraded && atomic_exchange(&store.degraded, NULL))
 		log_info("cache %s: works again", conf.cache_dir);
-	}
 }
 
 /* Bytes that blocks [blk, blk+n) of o take on disk. */
@@ -1888,91 +1922,45 @@ map_size(uint64_t nblk)
 	return (size_t)((nblk + 63) / 64 * 8);
 }
 
-static uint64_t
-idx_bytes(const struct obj *o)
+/* Of o's index: map and checksums. */
+static size_t
+body_size(const struct obj *o)
 {
-	return ROUND_UP(sizeof(struct disk_index) + map_size(o->nblk) +
-	    (conf.cache_checksum ? o->nblk * 8 : 0), DIO_ALIGN);
+	return map_size(o->nblk) + (o->sums ? (size_t)o->nblk * 8 : 0);
 }
 
-static void
-ent_unlist(struct ent *e)
-{
-	*(e->older ? &e->older->newer : &store.oldest) = e->newer;
-	*(e->newer ? &e->newer->older : &store.newest) = e->older;
-}
-
-static void
-ent_list_newest(struct ent *e)
-{
-	e->older = store.newest;
-	e->newer = NULL;
-	*(e->older ? &e->older->newer : &store.oldest) = e;
-	store.newest = e;
-}
-
-static void
-ent_list_oldest(struct ent *e)
-{
-	e->newer = store.oldest;
-	e->older = NULL;
-	*(e->newer ? &e->newer->older : &store.newest) = e;
-	store.oldest = e;
-}
-
-static struct ent **
-ent_slot(uint64_t fsid, uint64_t fileid)
-{
-	struct ent **p = &store.ents[key_hash(fsid, fileid) % STORE_BUCKETS];
-
-	while (*p && ((*p)->fsid != fsid || (*p)->fileid != fileid))
-		p = &(*p)->next;
-	return p;
-}
-
-/* The registry's line, created if need be (NULL: out of memory); new ones
- * are not in the order of use yet.  Caller holds store.lock. */
+/* The registry's line of v's file; NULL: none, or out of memory to create it
+ * as the newest.  One with no bytes that nothing holds is not left behind. */
 static struct ent *
-ent_get_locked(uint64_t fsid, uint64_t fileid, bool *new)
+ent_get_locked(const struct version *v, bool create)
 {
-	struct ent **p = ent_slot(fsid, fileid), *e = *p;
+	struct ent_list *l = &store.ents[key_hash(v) % STORE_BUCKETS];
+	struct ent *e;
 
-	*new = !e;
-	if (e)
-		return e;
-	e = calloc(1, sizeof(*e));
-	if (!e)
-		return NULL;
-	e->fsid = fsid;
-	e->fileid = fileid;
-	*p = e;
-	store.nents++;
+	LIST_FOREACH(e, l, hash)
+		if (e->fsid == v->fsid && e->fileid == v->fileid)
+			return e;
+	if (create && (e = calloc(1, sizeof(*e)))) {
+		e->fsid = v->fsid;
+		e->fileid = v->fileid;
+		LIST_INSERT_HEAD(l, e, hash);
+		TAILQ_INSERT_TAIL(&store.lru, e, lru);
+		store.nents++;
+	}
 	return e;
 }
 
-/* The line is of no more use: its object's files are gone. */
+/* One that held e lets go. */
 static void
-ent_free_locked(struct ent *e)
+ent_drop_locked(struct ent *e)
 {
-	struct ent **p = ent_slot(e->fsid, e->fileid);
-
-	*p = e->next;
-	ent_unlist(e);
-	store.used -= e->bytes;
+	if (--e->live || e->bytes)
+		return;
+	LIST_REMOVE(e, hash);
+	TAILQ_REMOVE(&store.lru, e, lru);
 	store.nents--;
 	store.ncomplete -= e->complete;
 	free(e);
-}
-
-/* Remove an object's files, index first: data without an index is never
- * believed.  Caller holds the key's stripe. */
-static void
-store_unlink(uint64_t fsid, uint64_t fileid)
-{
-	char p[64];
-
-	unlinkat(store.objects, key_path(fsid, fileid, ".idx", p), 0);
-	unlinkat(store.objects, key_path(fsid, fileid, "", p), 0);
 }
 
 /* Evict the least recently used object that nobody uses; false: there is
@@ -1980,45 +1968,32 @@ store_unlink(uint64_t fsid, uint64_t fileid)
 static bool
 evict_one(void)
 {
-	pthread_mutex_t *k;
-	uint64_t fsid, fileid, bytes = 0;
+	struct version v = { 0 };
 	struct ent *e;
 
-	pthread_mutex_lock(&store.lock);
-	for (e = store.oldest; e && (e->live || e->pinned); e = e->newer)
-		;
-	if (!e) {
-		pthread_mutex_unlock(&store.lock);
-		return false;
+	WITH_LOCK(&store.lock) {
+		TAILQ_FOREACH(e, &store.lru, lru)
+			if (!e->live && !e->pinned)
+				break;
+		if (!e)
+			return false;
+		v.fsid = e->fsid;
+		v.fileid = e->fileid;
 	}
-	e->live++;			/* nobody else frees it now */
-	fsid = e->fsid;
-	fileid = e->fileid;
-	pthread_mutex_unlock(&store.lock);
-
-	k = key_lock(fsid, fileid);
-	pthread_mutex_lock(k);
-	pthread_mutex_lock(&store.lock);
-	bool mine = e->live == 1;	/* not opened meanwhile */
-	pthread_mutex_unlock(&store.lock);
-	if (mine)
-		store_unlink(fsid, fileid);
-	pthread_mutex_lock(&store.lock);
-	if (mine) {
-		bytes = e->bytes;
-		store.used -= bytes;
-		e->bytes = 0;
-		store.ncomplete -= e->complete;
-		e->complete = false;
+	GUARD(key_lock(&v));		/* from here on nobody opens it */
+	WITH_LOCK(&store.lock) {
+		e = ent_get_locked(&v, false);
+		if (!e || e->live)
+			return true;
+		e->live = 1;
 	}
-	if (--e->live == 0 && mine)
-		ent_free_locked(e);
-	pthread_mutex_unlock(&store.lock);
-	pthread_mutex_unlock(k);
-	if (bytes) {
-		COUNT(evicted_objects, 1);
-		COUNT(evicted_bytes, bytes);
-	}
+	store_unlink(&v);
+	GUARD(&store.lock);
+	COUNT(evicted_objects, 1);
+	COUNT(evicted_bytes, e->bytes);
+	store.used -= e->bytes;
+	e->bytes = 0;
+	ent_drop_locked(e);
 	return true;
 }
 
@@ -2039,51 +2014,83 @@ store_missing_locked(uint64_t bytes)
 	return avail < need ? need - avail : 0;
 }
 
-/* Reserve room for bytes of o before they are fetched.  0, or why not. */
+/* Reserve room for bytes of o before they are fetched.  0, or -ENOSPC and why
+ * not. */
 static int
 store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 {
-	bool fits;
-
-	if (store.degraded && now_ms() < store.retry_at) {
-		*why = R_degraded;
+	*why = R_degraded;
+	if (store.degraded && now_ms() < store.retry_at)
 		return -ENOSPC;
-	}
-	pthread_mutex_lock(&store.lock);
-	if (store.limit && !store.scanned) {
-		pthread_mutex_unlock(&store.lock);
-		*why = R_scan;
-		return -ENOSPC;
-	}
-	fits = !store_missing_locked(bytes);
-	if (!fits) {
+	for (int tries = 0; tries < 2; tries++) {
+		if (tries && !evict_one())	/* at most one unlink's wait */
+			break;
+		GUARD(&store.lock);
+		*why = store.limit && !store.scanned ? R_scan : R_no_space;
+		if (*why == R_scan)
+			break;
+		if (!store_missing_locked(bytes)) {
+			o->bytes += bytes;
+			store.used += bytes;
+			store.unwritten += bytes;
+			return 0;
+		}
 		pthread_cond_signal(&store.evict);
-		pthread_mutex_unlock(&store.lock);
-		evict_one();		/* at most one unlink's wait */
-		pthread_mutex_lock(&store.lock);
-		fits = !store_missing_locked(bytes);
 	}
-	if (fits) {
-		o->ent->bytes += bytes;
-		store.used += bytes;
-		store.unwritten += bytes;
-	}
-	pthread_mutex_unlock(&store.lock);
-	*why = R_no_space;
-	return fits ? 0 : -ENOSPC;
+	return -ENOSPC;
 }
 
 /* Reserved bytes have been written, or (lost) will never be. */
 static void
 store_settle(struct obj *o, uint64_t bytes, bool lost)
 {
-	pthread_mutex_lock(&store.lock);
+	GUARD(&store.lock);
 	store.unwritten -= bytes;
-	if (lost && !o->superseded) {
-		o->ent->bytes -= bytes;
+	if (lost) {
+		o->bytes -= bytes;
 		store.used -= bytes;
 	}
-	pthread_mutex_unlock(&store.lock);
+}
+
+/* Charge o for its index and the bytes of its data that lie on disk, and note
+ * if that is all of it. */
+static void
+obj_charge(struct obj *o, uint64_t data)
+{
+	uint64_t bytes = o->present == 0 ? 0 : data +
+	    ROUND_UP(sizeof(struct disk_index) + body_size(o), DIO_ALIGN);
+	struct ent *e = o->ent;
+
+	GUARD(&store.lock);
+	store.used += bytes - o->bytes;
+	o->bytes = bytes;
+	if (o->superseded)
+		return;
+	store.ncomplete += (uint64_t)o->complete - e->complete;
+	e->complete = o->complete;
+	e->pinned |= o->pinned;
+}
+
+/* Give o a map of blocks, none present, and room for checksums: one piece of
+ * memory, as in the index.  0 or -ENOMEM. */
+static int
+obj_map(struct obj *o, bool sums)
+{
+	size_t map = map_size(o->nblk);
+
+	o->map = calloc(1, map + (sums ? o->nblk * 8 : 0) + 1);
+	o->sums = o->map && sums ? o->map + map / 8 : NULL;
+	return o->map ? 0 : -ENOMEM;
+}
+
+/* Read the header of an index file; false: torn, damaged or foreign. */
+static bool
+idx_header(int fd, struct disk_index *h)
+{
+	return sys_pread(fd, h, sizeof(*h), 0) == sizeof(*h) &&
+	    !memcmp(h->magic, INDEX_MAGIC, 8) && h->version == DISK_VERSION &&
+	    h->size == sizeof(*h) &&
+	    h->xxh3 == XXH3_64bits(h, offsetof(struct disk_index, xxh3));
 }
 
 /* Read an index file of the right version into o.  0; -ENOENT: none; -ESTALE:
@@ -2091,66 +2098,46 @@ store_settle(struct obj *o, uint64_t bytes, bool lost)
 static int
 idx_read(struct obj *o)
 {
-	char p[64];
 	struct disk_index h;
-	const struct version *v = &o->attr.ver;
-	uint64_t nblk, sums;
-	char *body = NULL;
-	int fd, r = -EBADMSG;
+	uint64_t map, skip;
+	int fd = key_open(&o->attr.ver, ".idx", O_RDONLY), r = -EBADMSG;
+	char *body;
 
-	fd = sys_openat(store.objects, key_path(v->fsid, v->fileid, ".idx", p),
-	    O_RDONLY, 0);
 	if (fd < 0)
 		return fd;
-	if (sys_pread(fd, &h, sizeof(h), 0) != sizeof(h) ||
-	    memcmp(h.magic, INDEX_MAGIC, 8) || h.version != DISK_VERSION ||
-	    h.size != sizeof(h) ||
-	    h.xxh3 != XXH3_64bits(&h, offsetof(struct disk_index, xxh3)))
+	if (!idx_header(fd, &h))
 		goto out;
 	r = -ESTALE;
-	if (!version_same(&h.ver, v))
+	if (!version_same(&h.ver, &o->attr.ver))
 		goto out;
 	r = -EBADMSG;
 	if (h.block_size < DIO_ALIGN || h.block_size > IO_MAX ||
 	    h.block_size & (h.block_size - 1))
 		goto out;
-	nblk = v->size / h.block_size + (v->size % h.block_size != 0);
-	sums = h.flags & IDX_SUMS ? nblk * 8 : 0;
-	if (h.blocks != nblk || h.present > nblk || h.body_size !=
-	    (h.flags & IDX_COMPLETE ? 0 : map_size(nblk)) + sums)
+	o->bs = h.block_size;
+	o->nblk = h.ver.size / o->bs + (h.ver.size % o->bs != 0);
+	map = map_size(o->nblk);
+	skip = h.flags & IDX_COMPLETE ? map : 0;
+	if (h.blocks != o->nblk || !h.present || h.present > o->nblk ||
+	    h.body_size + skip != map + (h.flags & IDX_SUMS ? o->nblk * 8 : 0))
 		goto out;
-	r = -ENOMEM;
-	body = malloc(h.body_size + 1);
-	o->map = calloc(1, map_size(nblk) + 8);
-	if (conf.cache_checksum)
-		o->sums = calloc(nblk + 1, 8);
-	if (!body || !o->map || (conf.cache_checksum && !o->sums))
+	r = obj_map(o, h.flags & IDX_SUMS);
+	if (r)
 		goto out;
+	body = (char *)o->map + skip;
 	r = -EBADMSG;
 	if (sys_pread(fd, body, h.body_size, sizeof(h)) !=
 	    (ssize_t)h.body_size || XXH3_64bits(body, h.body_size) != h.body_xxh3)
 		goto out;
-	if (h.flags & IDX_COMPLETE)
-		for (uint64_t i = 0; i < nblk; i++)
-			bit_set(o->map, i);
-	else
-		memcpy(o->map, body, map_size(nblk));
-	if (sums && o->sums)
-		memcpy(o->sums, body + h.body_size - sums, sums);
-	o->bs = h.block_size;
-	o->nblk = nblk;
-	for (uint64_t i = 0; i < map_size(nblk) / 8; i++)
+	for (uint64_t i = 0; skip && i < o->nblk; i++)
+		bit_set(o->map, i);
+	for (uint64_t i = 0; i < map / 8; i++)
 		o->present += (uint64_t)__builtin_popcountll(o->map[i]);
+	if (!conf.cache_checksum)
+		o->sums = NULL;
 	o->pinned = h.flags & IDX_PINNED;
-	r = o->present == h.present && h.present ? 0 : -EBADMSG;
+	r = o->present == h.present ? 0 : -EBADMSG;
 out:
-	if (r) {
-		free(o->map);
-		free(o->sums);
-		o->map = o->sums = NULL;
-		o->present = 0;
-	}
-	free(body);
 	close(fd);
 	return r;
 }
@@ -2160,57 +2147,44 @@ out:
 static int
 idx_write(struct obj *o)
 {
-	char tmp[64], p[64];
 	const struct version *v = &o->attr.ver;
-	struct disk_index h = { .magic = INDEX_MAGIC, .version = DISK_VERSION,
-		.size = sizeof(h), .ver = *v, .block_size = o->bs,
-		.blocks = o->nblk };
-	size_t map = map_size(o->nblk), sums = o->sums ? o->nblk * 8 : 0;
-	pthread_mutex_t *k = key_lock(v->fsid, v->fileid);
-	char *body = malloc(map + sums + 1);
-	int fd = -1, rfd, r;
+	size_t skip = 0, size = body_size(o);
+	struct disk_index *h = malloc(sizeof(*h) + size);
+	char tmp[64], p[64];
+	int rfd = -1, r;
 
-	if (!body)
+	if (!h)
 		return -ENOMEM;
-	pthread_mutex_lock(&o->lock);
-	h.present = o->present;
-	h.flags = (o->present == o->nblk ? IDX_COMPLETE : 0) |
-	    (o->sums ? IDX_SUMS : 0) | (o->pinned ? IDX_PINNED : 0);
-	if (h.flags & IDX_COMPLETE)
-		map = 0;
-	if (map && o->map)
-		memcpy(body, o->map, map);
-	if (sums && o->sums)
-		memcpy(body + map, o->sums, sums);
-	rfd = o->rfd;
-	pthread_mutex_unlock(&o->lock);
-	h.body_size = map + sums;
-	h.body_xxh3 = XXH3_64bits(body, h.body_size);
-	h.xxh3 = XXH3_64bits(&h, offsetof(struct disk_index, xxh3));
+	*h = (struct disk_index){ .magic = INDEX_MAGIC, .version = DISK_VERSION,
+		.size = sizeof(*h), .ver = *v, .block_size = o->bs,
+		.flags = (o->sums ? IDX_SUMS : 0) | (o->pinned ? IDX_PINNED : 0),
+		.blocks = o->nblk };
+	WITH_LOCK(&o->lock) {
+		h->present = o->present;
+		if (o->present == o->nblk) {
+			h->flags |= IDX_COMPLETE;
+			skip = map_size(o->nblk);
+		}
+		memcpy(h + 1, (char *)o->map + skip, size - skip);
+		rfd = o->rfd;
+	}
+	h->body_size = size - skip;
+	h->body_xxh3 = XXH3_64bits(h + 1, h->body_size);
+	h->xxh3 = XXH3_64bits(h, offsetof(struct disk_index, xxh3));
 
-	key_path(v->fsid, v->fileid, ".tmp", tmp);
-	r = fdatasync(rfd) ? -errno : 0;
+	key_path(v, ".tmp", tmp);
+	r = fdatasync(rfd) ? -errno : store_write(store.objects, tmp, h,
+	    sizeof(*h) + h->body_size);
+	WITH_LOCK(key_lock(v)) {
+		if (!r && !o->superseded && renameat(store.objects, tmp,
+		    store.objects, key_path(v, ".idx", p)))
+			r = -errno;
+		if (r || o->superseded)
+			unlinkat(store.objects, tmp, 0);
+	}
 	if (!r)
-		r = fd = sys_openat(store.objects, tmp,
-		    O_WRONLY | O_CREAT | O_TRUNC, 0600);
-	if (r >= 0)
-		r = sys_pwrite(fd, &h, sizeof(h), 0);
-	if (!r)
-		r = sys_pwrite(fd, body, h.body_size, sizeof(h));
-	if (!r && fsync(fd))
-		r = -errno;
-	if (fd >= 0 && close(fd) && !r)
-		r = -errno;
-	free(body);
-	pthread_mutex_lock(k);
-	if (!r && !o->superseded && renameat(store.objects, tmp, store.objects,
-	    key_path(v->fsid, v->fileid, ".idx", p)))
-		r = -errno;
-	if (r || o->superseded)
-		unlinkat(store.objects, tmp, 0);
-	pthread_mutex_unlock(k);
-	if (!r)
-		o->saved = h.present;
+		o->saved = h->present;
+	free(h);
 	return r;
 }
 
@@ -2239,16 +2213,15 @@ store_wants(const char *path)
 static const char *
 store_refuses(const char *path, uint64_t size)
 {
+	uint64_t most = store.limit ? store.limit - store.limit / 10 :
+	    store.room;
 	enum reason r;
 
-	if (size < conf.cache_min_file_size)
-		r = R_too_small;
-	else if ((conf.cache_max_file_size && size > conf.cache_max_file_size) ||
-	    size > (store.limit ? store.limit - store.limit / 10 : store.room))
-		r = R_too_big;
-	else if (!store_wants(path))
-		r = R_excluded;
-	else
+	if (conf.cache_max_file_size)
+		most = MIN(most, conf.cache_max_file_size);
+	r = size < conf.cache_min_file_size ? R_too_small :
+	    size > most ? R_too_big : !store_wants(path) ? R_excluded : R_MAX;
+	if (r == R_MAX)
 		return NULL;
 	bypass(r);
 	return reason_name[r];
@@ -2256,49 +2229,37 @@ store_refuses(const char *path, uint64_t size)
 
 /* Fill a fresh object from the disk, or clear what stands in its place.  A
  * version that replaces another one removes the other's files; those who
- * have them open keep them. */
+ * have them open keep them.  Caller holds the key's stripe. */
 static void
-obj_load(struct obj *o, const char *path)
+obj_load(struct obj *o)
 {
-	char p[64];
 	const struct version *v = &o->attr.ver;
-	pthread_mutex_t *k = key_lock(v->fsid, v->fileid);
-	struct ent *e = o->ent;
-	struct stat st;
-	int r;
+	struct stat st = { 0 };
+	char p[64];
+	int r = idx_read(o);
 
-	o->bypass = store_refuses(path, v->size);
-	pthread_mutex_lock(k);
-	r = idx_read(o);
 	if (!r) {
-		o->rfd = sys_openat(store.objects,
-		    key_path(v->fsid, v->fileid, "", p), O_RDWR, 0);
+		o->rfd = key_open(v, "", O_RDWR);
 		if (o->rfd < 0 || fstat(o->rfd, &st) || !S_ISREG(st.st_mode) ||
-		    (uint64_t)st.st_size != v->size) {
-			sys_close(&o->rfd);
-			memset(o->map, 0, map_size(o->nblk));
-			o->present = 0;
+		    (uint64_t)st.st_size != v->size)
 			r = -EBADMSG;
-		}
 	}
 	if (r == -EBADMSG)
 		log_warn("cache: dropped object %s: its index or data is "
-		    "damaged", key_path(v->fsid, v->fileid, "", p));
+		    "damaged", key_path(v, "", p));
 	if (r == -ESTALE)
 		COUNT(invalidated, 1);
-	if (r)
-		store_unlink(v->fsid, v->fileid);
-	pthread_mutex_lock(&store.lock);
-	store.used -= e->bytes;
-	e->bytes = r ? 0 : (uint64_t)st.st_blocks * 512 + idx_bytes(o);
-	store.used += e->bytes;
-	store.ncomplete -= e->complete;
-	o->complete = !r && o->present == o->nblk;
-	e->complete = o->complete;
-	store.ncomplete += e->complete;
-	pthread_mutex_unlock(&store.lock);
-	pthread_mutex_unlock(k);
+	if (r) {
+		store_unlink(v);
+		sys_close(&o->rfd);
+		free(o->map);
+		o->map = o->sums = NULL;
+		o->present = 0;
+	}
 	o->saved = o->present;
+	o->complete = o->present && o->present == o->nblk;
+	o->bypass = store_refuses(o->path, v->size);
+	obj_charge(o, (uint64_t)st.st_blocks * 512);
 }
 
 static void
@@ -2310,95 +2271,72 @@ obj_free(struct obj *o)
 		be->close(o->bf);
 	free(o->path);
 	free(o->map);
-	free(o->sums);
 	free(o->tab);
-	pthread_mutex_destroy(&o->lock);
-	pthread_cond_destroy(&o->cond);
 	free(o);
 }
 
 static struct obj *
 obj_new(const struct attr *a, const char *path)
 {
-	struct obj *o = calloc(1, sizeof(*o));
+	struct obj *o = malloc(sizeof(*o));
 
 	if (!o)
 		return NULL;
-	o->attr = *a;
-	o->path = strdup(path);
+	*o = (struct obj){ .attr = *a, .path = strdup(path), .refs = 1,
+		.bs = (uint32_t)MIN(conf.cache_block_size, IO_MAX),
+		.lock = PTHREAD_MUTEX_INITIALIZER,
+		.cond = PTHREAD_COND_INITIALIZER, .rfd = -1, .wfd = -1 };
+	o->nblk = a->ver.size / o->bs + (a->ver.size % o->bs != 0);
 	if (!o->path) {
 		free(o);
 		return NULL;
 	}
-	o->bs = (uint32_t)MIN(conf.cache_block_size, IO_MAX);
-	o->nblk = a->ver.size / o->bs + (a->ver.size % o->bs != 0);
-	o->refs = 1;
-	o->loading = true;
-	o->rfd = o->wfd = -1;
-	pthread_mutex_init(&o->lock, NULL);
-	pthread_cond_init(&o->cond, NULL);
 	return o;
 }
 
 /* The object for this version of a file, with a reference; loaded from the
- * cache if it is there.  NULL: out of memory. */
+ * cache if it is there, and then the current version.  NULL: out of memory. */
 static struct obj *
 obj_get(const struct attr *a, const char *path)
 {
-	const struct version *v = &a->ver;
-	struct obj **b, *o;
+	struct obj *o = NULL, *old;
 	struct ent *e;
-	bool new;
 
-	pthread_mutex_lock(&store.lock);
-	b = &store.tab[key_hash(v->fsid, v->fileid) % STORE_BUCKETS];
-	for (o = *b; o; o = o->next)
-		if (version_same(&o->attr.ver, v))
-			break;
-	e = ent_get_locked(v->fsid, v->fileid, &new);
-	if (o) {
-		o->refs++;
-		while (o->loading)
-			pthread_cond_wait(&store.cond, &store.lock);
-		pthread_mutex_unlock(&store.lock);
-		return o;
-	}
-	o = e ? obj_new(a, path) : NULL;
-	if (!o) {
-		if (new && e) {
-			ent_list_newest(e);
-			ent_free_locked(e);
+	GUARD(key_lock(&a->ver));
+	WITH_LOCK(&store.lock) {
+		e = ent_get_locked(&a->ver, true);
+		if (!e)
+			return NULL;
+		LIST_FOREACH(o, &e->objs, versions)
+			if (version_same(&o->attr.ver, &a->ver)) {
+				o->refs++;
+				return o;
+			}
+		e->live++;
+		o = obj_new(a, path);
+		if (!o) {
+			ent_drop_locked(e);
+			return NULL;
 		}
-		pthread_mutex_unlock(&store.lock);
-		return NULL;
-	}
-	for (struct obj *old = *b; old; old = old->next)
-		if (version_same_file(&old->attr.ver, v))
+		LIST_FOREACH(old, &e->objs, versions)
 			old->superseded = true;
-	o->next = *b;
-	*b = o;
-	o->ent = e;
-	e->live++;
-	e->used_at = time(NULL);
-	if (!new)
-		ent_unlist(e);
-	ent_list_newest(e);
-	pthread_mutex_unlock(&store.lock);
-
-	obj_load(o, path);
-	pthread_mutex_lock(&store.lock);
-	o->loading = false;
-	pthread_cond_broadcast(&store.cond);
-	pthread_mutex_unlock(&store.lock);
+		LIST_INSERT_HEAD(&e->objs, o, versions);
+		o->ent = e;
+		o->bytes = e->bytes;	/* it answers for the files now */
+		e->bytes = 0;
+		e->found = false;
+		TAILQ_REMOVE(&store.lru, e, lru);
+		TAILQ_INSERT_TAIL(&store.lru, e, lru);
+	}
+	obj_load(o);
 	return o;
 }
 
 static struct obj *
 obj_ref(struct obj *o)
 {
-	pthread_mutex_lock(&store.lock);
+	GUARD(&store.lock);
 	o->refs++;
-	pthread_mutex_unlock(&store.lock);
 	return o;
 }
 
@@ -2407,154 +2345,112 @@ obj_ref(struct obj *o)
 static void
 obj_put(struct obj *o)
 {
-	char p[64];
-	const struct version *v = &o->attr.ver;
 	struct ent *e = o->ent;
-	struct obj **pp;
+	uint64_t bytes;
+	char p[64];
 
-	pthread_mutex_lock(&store.lock);
-	if (--o->refs > 0) {
-		pthread_mutex_unlock(&store.lock);
-		return;
+	WITH_LOCK(&store.lock) {
+		if (--o->refs > 0)
+			return;
+		LIST_REMOVE(o, versions);
+		if (!o->superseded) {
+			e->bytes = o->bytes;
+			o->bytes = 0;
+		}
 	}
-	pp = &store.tab[key_hash(v->fsid, v->fileid) % STORE_BUCKETS];
-	while (*pp != o)
-		pp = &(*pp)->next;
-	*pp = o->next;
-	if (--e->live == 0 && !o->present && !e->bytes)
-		ent_free_locked(e);
-	else
-		e->used_at = time(NULL);
-	pthread_mutex_unlock(&store.lock);
 	if (o->saved && !o->superseded)
-		utimensat(store.objects, key_path(v->fsid, v->fileid, ".idx",
-		    p), NULL, 0);
+		utimensat(store.objects, key_path(&o->attr.ver, ".idx", p),
+		    NULL, 0);
+	bytes = o->bytes;
 	obj_free(o);
+	GUARD(&store.lock);
+	store.used -= bytes;
+	ent_drop_locked(e);
 }
 
-/* Make o's data file, as long as the server's.  0, or -errno: o's blocks can't
- * be stored.  Any thread that may wait for the disk. */
+/* Have o's data file open, made as long as the server's if need be.  0, or
+ * -errno: o's blocks can't be stored.  Any thread that may wait for the disk. */
 static int
 obj_create(struct obj *o)
 {
-	char p[64];
 	const struct version *v = &o->attr.ver;
-	pthread_mutex_t *k = key_lock(v->fsid, v->fileid);
-	int fd = -1, wfd = -1, r = 0;
-	bool have;
+	char p[64], dir[3] = "";
+	int fd = -1, wfd = -1, r;
 
-	pthread_mutex_lock(k);
-	pthread_mutex_lock(&o->lock);
-	have = o->rfd >= 0;
-	r = have && (o->wfd >= 0 || !conf.direct_io) ? -EEXIST : 0;
-	pthread_mutex_unlock(&o->lock);
-	if (r || o->superseded)
-		goto out;
-	key_path(v->fsid, v->fileid, "", p);
-	if (!have) {
-		unlinkat(store.objects, p, 0);
-		fd = sys_openat(store.objects, p, O_RDWR | O_CREAT | O_EXCL,
-		    0600);
-		if (fd == -ENOENT) {
-			p[2] = '\0';
-			r = mkdirat(store.objects, p, 0700) && errno != EEXIST ?
-			    -errno : 0;
-			p[2] = '/';
-			if (!r)
-				fd = sys_openat(store.objects, p,
-				    O_RDWR | O_CREAT | O_EXCL, 0600);
-		}
-		if (fd < 0 || ftruncate(fd, (off_t)v->size)) {
-			r = r ? r : fd < 0 ? fd : -errno;
-			if (fd >= 0)
-				unlinkat(store.objects, p, 0);
+	GUARD(key_lock(v));
+	WITH_LOCK(&o->lock) {
+		fd = o->rfd;
+		if (fd >= 0 && (o->wfd >= 0 || !conf.direct_io))
+			return 0;
+		if (!o->map && obj_map(o, conf.cache_checksum))
+			return -ENOMEM;
+	}
+	if (o->superseded)
+		return -ESTALE;
+	if (fd < 0) {
+		store_unlink(v);
+		memcpy(dir, key_path(v, "", p), 2);
+		if (mkdirat(store.objects, dir, 0700) && errno != EEXIST)
+			return -errno;
+		fd = key_open(v, "", O_RDWR | O_CREAT | O_EXCL);
+		if (fd < 0)
+			return fd;
+		if (ftruncate(fd, (off_t)v->size)) {
+			r = -errno;
 			sys_close(&fd);
-			goto out;
+			return r;
 		}
 	}
 	if (conf.direct_io)
-		wfd = sys_openat(store.objects, p, O_WRONLY | O_DIRECT, 0);
-	pthread_mutex_lock(&o->lock);
-	if (!o->map)
-		o->map = calloc(1, map_size(o->nblk) + 8);
-	if (!o->sums && conf.cache_checksum)
-		o->sums = calloc(o->nblk + 1, 8);
-	if (!o->map || (conf.cache_checksum && !o->sums))
-		r = -ENOMEM;
-	if (!have && !r)
-		o->rfd = fd;
+		wfd = key_open(v, "", O_WRONLY | O_DIRECT);
+	GUARD(&o->lock);
+	o->rfd = fd;
 	o->wfd = wfd;
-	pthread_mutex_unlock(&o->lock);
-	if (r && !have)
-		sys_close(&fd);
-out:
-	pthread_mutex_unlock(k);
-	return r == -EEXIST ? 0 : o->superseded ? -ESTALE : r;
+	return 0;
 }
 
 /* Put o on the checkpointer's list. */
 static void
 obj_dirty(struct obj *o)
 {
-	bool new;
+	bool new = !atomic_exchange(&o->dirty, true);
 
-	pthread_mutex_lock(&ckpt.lock);
-	new = !o->dirty;
-	o->dirty = true;
-	pthread_mutex_unlock(&ckpt.lock);
 	if (new)
 		obj_ref(o);
-	pthread_mutex_lock(&ckpt.lock);
-	if (new) {
-		o->dirty_next = ckpt.head;
-		ckpt.head = o;
-	}
+	GUARD(&ckpt.lock);
+	if (new)
+		SLIST_INSERT_HEAD(&ckpt.dirty, o, dirty_next);
 	if (o->complete)
 		pthread_cond_signal(&ckpt.cond);
-	pthread_mutex_unlock(&ckpt.lock);
 }
 
 /* Write o's index if it is time.  True when o may leave the list. */
 static bool
 ckpt_one(struct obj *o, bool quit)
 {
-	uint64_t bytes;
-	bool last, same;
-	struct ent *e;
+	bool last = false, same = false;
 	int r;
 
-	pthread_mutex_lock(&store.lock);
-	last = o->refs == 1;
-	pthread_mutex_unlock(&store.lock);
+	WITH_LOCK(&store.lock)
+		last = o->refs == 1;
 	if (o->superseded)
 		return true;
-	if (!o->complete && !last && !quit && now_ms() - o->saved_ms < CHECKPOINT_MS)
+	if (!o->complete && !last && !quit &&
+	    now_ms() - o->saved_ms < CHECKPOINT_MS)
 		return false;
 	o->saved_ms = now_ms();
 	r = idx_write(o);
 	if (r) {
 		store_degrade("index", r);
-		return quit || (last && store.degraded);
+		return quit || last;
 	}
-	pthread_mutex_lock(&o->lock);
-	same = o->present == o->saved;
-	bytes = idx_bytes(o);
-	if (same && o->complete) {
-		bytes += obj_bytes(o, 0, o->nblk);
-		sys_close(&o->wfd);
+	WITH_LOCK(&o->lock) {
+		same = o->present == o->saved;
+		if (same && o->complete)
+			sys_close(&o->wfd);
 	}
-	pthread_mutex_unlock(&o->lock);
-	if (same && o->complete) {
-		pthread_mutex_lock(&store.lock);
-		e = o->ent;
-		if (!o->superseded) {
-			store.used += bytes - e->bytes;
-			e->bytes = bytes;
-			store.ncomplete += !e->complete;
-			e->complete = true;
-		}
-		pthread_mutex_unlock(&store.lock);
-	}
+	if (same && o->complete)
+		obj_charge(o, obj_bytes(o, 0, o->nblk));
 	return same;
 }
 
@@ -2562,28 +2458,23 @@ ckpt_one(struct obj *o, bool quit)
 static void *
 ckpt_thread(void *arg)
 {
+	struct dirty_list list;
 	bool quit = false;
+	struct obj *o;
 
 	(void)arg;
 	while (!quit) {
-		struct obj *list, *o;
-
-		pthread_mutex_lock(&ckpt.lock);
-		if (!ckpt.quit)
-			wait_on(&ckpt.cond, &ckpt.lock, now_ms() + 1000);
-		quit = ckpt.quit;
-		list = ckpt.head;
-		ckpt.head = NULL;
-		pthread_mutex_unlock(&ckpt.lock);
-		while ((o = list)) {
-			bool leave;
-
-			list = o->dirty_next;
-			pthread_mutex_lock(&ckpt.lock);
+		WITH_LOCK(&ckpt.lock) {
+			if (!ckpt.quit)
+				wait_on(&ckpt.cond, &ckpt.lock, now_ms() + 1000);
+			quit = ckpt.quit;
+			list = ckpt.dirty;
+			SLIST_INIT(&ckpt.dirty);
+		}
+		while ((o = SLIST_FIRST(&list))) {
+			SLIST_REMOVE_HEAD(&list, dirty_next);
 			o->dirty = false;	/* what comes now lists it anew */
-			pthread_mutex_unlock(&ckpt.lock);
-			leave = ckpt_one(o, quit);
-			if (!leave)
+			if (!ckpt_one(o, quit))
 				obj_dirty(o);
 			obj_put(o);
 		}
@@ -2593,139 +2484,125 @@ ckpt_thread(void *arg)
 
 /* Add one object found on disk to the registry; clear what a crash left. */
 static void
-scan_object(int dir, const char *file, struct ent ***found, size_t *n)
+scan_object(const char *file)
 {
-	char name[64];
-	struct stat idx, data;
+	struct version v = { 0 };
 	struct disk_index h;
-	uint64_t fsid, fileid;
-	struct ent *e, **v;
-	bool new, whole;
-	pthread_mutex_t *k;
+	struct stat idx, data;
+	struct found *f;
+	struct ent *e = NULL;
+	char p[64];
 	int used = 0, fd;
+	bool whole;
 
-	if (sscanf(file, "%16" SCNx64 "%16" SCNx64 "%n", &fsid, &fileid,
+	if (sscanf(file, "%16" SCNx64 "%16" SCNx64 "%n", &v.fsid, &v.fileid,
 	    &used) != 2 || used != 32 || strlen(file) > 36)
 		return;
-	k = key_lock(fsid, fileid);
-	pthread_mutex_lock(k);
-	pthread_mutex_lock(&store.lock);
-	e = *ent_slot(fsid, fileid);
-	pthread_mutex_unlock(&store.lock);
+	GUARD(key_lock(&v));
+	WITH_LOCK(&store.lock)
+		e = ent_get_locked(&v, false);
 	if (e)
-		goto out;		/* in use, and so accounted for */
-	snprintf(name, sizeof(name), "%.32s.idx", file);
-	fd = sys_openat(dir, name, O_RDONLY, 0);
-	whole = fd >= 0 && !fstat(fd, &idx) &&
-	    sys_pread(fd, &h, sizeof(h), 0) == sizeof(h) &&
-	    h.xxh3 == XXH3_64bits(&h, offsetof(struct disk_index, xxh3));
+		return;			/* in use, and so accounted for */
+	fd = key_open(&v, ".idx", O_RDONLY);
+	whole = idx_header(fd, &h) && version_same_file(&h.ver, &v) &&
+	    !fstat(fd, &idx) && !fstatat(store.objects, key_path(&v, "", p),
+	    &data, AT_SYMLINK_NOFOLLOW);
 	sys_close(&fd);
-	snprintf(name, sizeof(name), "%.32s", file);
-	whole = whole && !fstatat(dir, name, &data, AT_SYMLINK_NOFOLLOW);
 	if (!whole || !strcmp(file + 32, ".tmp"))
-		unlinkat(dir, file, 0);
+		unlinkat(store.objects, key_path(&v, file + 32, p), 0);
 	if (!whole || strcmp(file + 32, ".idx"))
-		goto out;
-	pthread_mutex_lock(&store.lock);
-	v = reallocarray(*found, *n + 1, sizeof(*v));
-	e = v ? ent_get_locked(fsid, fileid, &new) : NULL;
-	*found = v ? v : *found;
-	if (e && new) {			/* else it was opened just now */
-		v[(*n)++] = e;
-		e->live = 1;		/* until it has its place in the order */
-		e->used_at = idx.st_mtime;
-		e->bytes = (uint64_t)(idx.st_blocks + data.st_blocks) * 512;
-		e->pinned = h.flags & IDX_PINNED;
-		e->complete = h.flags & IDX_COMPLETE;
-		store.ncomplete += e->complete;
-		store.used += e->bytes;
-		ent_list_oldest(e);
-	}
-	pthread_mutex_unlock(&store.lock);
-out:
-	pthread_mutex_unlock(k);
+		return;
+	GUARD(&store.lock);
+	f = reallocarray(store.found, store.nfound + 1, sizeof(*f));
+	if (!f)
+		return;
+	store.found = f;
+	e = ent_get_locked(&v, true);
+	if (!e)
+		return;
+	f[store.nfound++] = (struct found){ e, idx.st_mtime };
+	e->found = true;
+	e->live = 1;
+	e->bytes = (uint64_t)(idx.st_blocks + data.st_blocks) * 512;
+	e->pinned = h.flags & IDX_PINNED;
+	e->complete = h.flags & IDX_COMPLETE;
+	store.ncomplete += e->complete;
+	store.used += e->bytes;
 }
 
 static int
 scan_newer_first(const void *a, const void *b)
 {
-	const struct ent *x = *(struct ent *const *)a;
-	const struct ent *y = *(struct ent *const *)b;
+	const struct found *x = a, *y = b;
 
-	return (x->used_at < y->used_at) - (x->used_at > y->used_at);
+	return (x->used < y->used) - (x->used > y->used);
 }
 
 /* Walk objects/xx/ once: rebuild use and recency, remove orphans. */
 static void
 store_scan(void)
 {
-	struct ent **found = NULL;
-	size_t n = 0;
-
 	for (int i = 0; i < 256 && !stopping; i++) {
-		char xx[3];
 		struct dirent *d;
+		char xx[3];
 		DIR *dir;
-		int fd;
 
 		snprintf(xx, sizeof(xx), "%02x", i);
-		fd = sys_openat(store.objects, xx, O_RDONLY | O_DIRECTORY, 0);
-		dir = fd < 0 ? NULL : fdopendir(fd);
-		if (!dir) {
-			sys_close(&fd);
-			continue;
-		}
-		while ((d = readdir(dir)) && !stopping)
-			scan_object(fd, d->d_name, &found, &n);
-		closedir(dir);
+		dir = fdopendir(sys_openat(store.objects, xx,
+		    O_RDONLY | O_DIRECTORY, 0));
+		while (dir && !stopping && (d = readdir(dir)))
+			scan_object(d->d_name);
+		if (dir)
+			closedir(dir);
 	}
-	if (n)
-		qsort(found, n, sizeof(*found), scan_newer_first);
-	pthread_mutex_lock(&store.lock);
-	for (size_t i = 0; i < n; i++) {
-		/* whoever was opened meanwhile is newer and stays where it is */
-		if (--found[i]->live == 0) {
-			ent_unlist(found[i]);
-			ent_list_oldest(found[i]);
+	if (store.nfound)
+		qsort(store.found, store.nfound, sizeof(*store.found),
+		    scan_newer_first);
+	GUARD(&store.lock);
+	for (size_t i = 0; i < store.nfound; i++) {
+		struct ent *e = store.found[i].ent;
+
+		if (e->found) {		/* else it was used since: newer */
+			TAILQ_REMOVE(&store.lru, e, lru);
+			TAILQ_INSERT_HEAD(&store.lru, e, lru);
 		}
+		ent_drop_locked(e);
 	}
+	free(store.found);
 	store.scanned = true;
-	pthread_mutex_unlock(&store.lock);
-	free(found);
 }
 
 /* Scans once, then keeps use below the watermarks (95 % of the limit). */
 static void *
 evict_thread(void *arg)
 {
+	uint64_t slack = (store.limit ? store.limit : store.min_free) / 20;
+	bool more = true;
+
 	(void)arg;
 	store_scan();
-	pthread_mutex_lock(&store.lock);
 	while (!stopping) {
-		uint64_t slack = store.limit ? store.limit / 20 :
-		    store.min_free / 20;
-
-		if (store_missing_locked(slack)) {
-			bool got;
-
-			pthread_mutex_unlock(&store.lock);
-			got = evict_one();
-			pthread_mutex_lock(&store.lock);
-			if (got)
-				continue;
+		WITH_LOCK(&store.lock) {
+			if (!more && !stopping)
+				wait_on(&store.evict, &store.lock,
+				    now_ms() + 1000);
+			more = store_missing_locked(slack) > 0;
 		}
-		wait_on(&store.evict, &store.lock, now_ms() + 1000);
+		more = more && evict_one();
 	}
-	pthread_mutex_unlock(&store.lock);
 	return NULL;
 }
+
+/* Say why the cache directory can't be used, and be the value to return. */
+#define refuse(err, fmt, ...) \
+	fail(err, "cache_dir %s: " fmt, conf.cache_dir, ##__VA_ARGS__)
 
 /* Is the directory empty but for what mkfs and we put there? */
 static bool
 store_dir_empty(void)
 {
-	int fd = sys_openat(store.dir, ".", O_RDONLY | O_DIRECTORY, 0);
-	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	DIR *d = fdopendir(sys_openat(store.dir, ".", O_RDONLY | O_DIRECTORY,
+	    0));
 	bool empty = d != NULL;
 	struct dirent *e;
 
@@ -2755,42 +2632,23 @@ store_super(const char *backend)
 		    !memcmp(s.magic, SUPER_MAGIC, 8);
 
 		close(fd);
-		if (whole && s.version > DISK_VERSION) {
-			log_error("cache_dir %s: its format %u is newer than this "
-			    "cachefs knows", conf.cache_dir, s.version);
-			return -EINVAL;
-		}
+		if (whole && s.version > DISK_VERSION)
+			return refuse(-EINVAL, "its format %u is newer than "
+			    "this cachefs knows", s.version);
 		if (!whole || s.xxh3 != XXH3_64bits(&s,
-		    offsetof(struct disk_super, xxh3))) {
-			log_error("cache_dir %s: its file CACHEFS is damaged",
-			    conf.cache_dir);
-			return -EINVAL;
-		}
-		if (strcmp(s.backend, want.backend)) {
-			log_error("cache_dir %s: holds the cache of another "
-			    "backend, %s", conf.cache_dir, s.backend);
-			return -EINVAL;
-		}
+		    offsetof(struct disk_super, xxh3)))
+			return refuse(-EINVAL, "its file CACHEFS is damaged");
+		if (strcmp(s.backend, want.backend))
+			return refuse(-EINVAL, "holds the cache of another "
+			    "backend, %s", s.backend);
 		return 0;
 	}
-	if (!store_dir_empty()) {
-		log_error("cache_dir %s: is not empty and not a cache; refused",
-		    conf.cache_dir);
-		return -EINVAL;
-	}
-	fd = sys_openat(store.dir, "CACHEFS.tmp", O_WRONLY | O_CREAT | O_TRUNC,
-	    0600);
-	r = fd < 0 ? fd : sys_pwrite(fd, &want, sizeof(want), 0);
-	if (!r && fsync(fd))
-		r = -errno;
-	if (fd >= 0)
-		close(fd);
+	if (!store_dir_empty())
+		return refuse(-EINVAL, "is not empty and not a cache; refused");
+	r = store_write(store.dir, "CACHEFS.tmp", &want, sizeof(want));
 	if (!r && renameat(store.dir, "CACHEFS.tmp", store.dir, "CACHEFS"))
 		r = -errno;
-	if (r)
-		log_error("cache_dir %s: cannot be written: %s", conf.cache_dir,
-		    strerror(-r));
-	return r;
+	return r ? refuse(r, "cannot be written: %s", strerror(-r)) : 0;
 }
 
 /* Take the lock that one daemon holds on a cache; says who has it. */
@@ -2800,22 +2658,15 @@ store_take_lock(void)
 	char pid[32] = "";
 	int fd = sys_openat(store.dir, "lock", O_RDWR | O_CREAT, 0600);
 
-	if (fd < 0) {
-		log_error("cache_dir %s: cannot be written: %s", conf.cache_dir,
-		    strerror(-fd));
-		return fd;
-	}
-	if (flock(fd, LOCK_EX | LOCK_NB)) {
-		if (sys_pread(fd, pid, sizeof(pid) - 1, 0) <= 0)
-			strcpy(pid, "another process");
-		pid[strcspn(pid, "\n")] = '\0';
-		log_error("cache_dir %s: in use by process %s", conf.cache_dir,
-		    pid);
-		close(fd);
-		return -EBUSY;
-	}
+	if (fd < 0)
+		return refuse(fd, "cannot be written: %s", strerror(-fd));
 	store.lockfd = fd;
-	return 0;
+	if (!flock(fd, LOCK_EX | LOCK_NB))
+		return 0;
+	if (sys_pread(fd, pid, sizeof(pid) - 1, 0) <= 0)
+		strcpy(pid, "another process");
+	pid[strcspn(pid, "\n")] = '\0';
+	return refuse(-EBUSY, "in use by process %s", pid);
 }
 
 /* Open and check the cache directory, and lock it.  0, or -errno after a
@@ -2826,72 +2677,57 @@ store_open(const char *backend)
 	struct stat st;
 	int r;
 
-	if (mkdir(conf.cache_dir, 0700) && errno != EEXIST) {
-		log_error("cache_dir %s: cannot be made: %s", conf.cache_dir,
-		    strerror(errno));
-		return -EINVAL;
-	}
+	if (mkdir(conf.cache_dir, 0700) && errno != EEXIST)
+		return refuse(-EINVAL, "cannot be made: %s", strerror(errno));
 	store.dir = open(conf.cache_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (store.dir < 0 || fstat(store.dir, &st)) {
-		log_error("cache_dir %s: %s", conf.cache_dir, strerror(errno));
-		return -EINVAL;
-	}
-	if (st.st_uid != geteuid()) {
-		log_error("cache_dir %s: belongs to user %u, not to user %u who "
-		    "runs cachefs; refused", conf.cache_dir, st.st_uid,
-		    geteuid());
-		return -EINVAL;
-	}
-	if (st.st_mode & 077) {
-		log_error("cache_dir %s: mode %04o lets others in, it must be "
-		    "0700; refused", conf.cache_dir, st.st_mode & 07777);
-		return -EINVAL;
-	}
+	if (store.dir < 0 || fstat(store.dir, &st))
+		return refuse(-EINVAL, "%s", strerror(errno));
+	if (st.st_uid != geteuid())
+		return refuse(-EINVAL, "belongs to user %u, not to user %u who "
+		    "runs cachefs; refused", st.st_uid, geteuid());
+	if (st.st_mode & 077)
+		return refuse(-EINVAL, "mode %04o lets others in, it must be "
+		    "0700; refused", st.st_mode & 07777);
 	r = store_take_lock();
 	if (!r)
 		r = store_super(backend);
 	if (r)
 		return r;
 	if (mkdirat(store.dir, "objects", 0700) && errno != EEXIST)
-		store.objects = -errno;
+		r = -errno;
 	else
-		store.objects = sys_openat(store.dir, "objects",
+		r = store.objects = sys_openat(store.dir, "objects",
 		    O_RDONLY | O_DIRECTORY, 0);
-	if (store.objects < 0) {
-		log_error("cache_dir %s: objects: %s", conf.cache_dir,
-		    strerror(-store.objects));
-		return store.objects;
-	}
-	return 0;
+	return r < 0 ? refuse(r, "objects: %s", strerror(-r)) : 0;
+}
+
+/* What an amount is of a disk of so many bytes. */
+static uint64_t
+amount_of(const struct amount *a, uint64_t total)
+{
+	return a->percent > 0 ?
+	    (uint64_t)(a->percent / 100 * (double)total) : a->bytes;
 }
 
 /* Start the store's threads (after the fork).  0 or -errno. */
 static int
 store_start(void)
 {
-	char pid[32];
 	struct statvfs sv;
 	uint64_t total;
-	int n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid()), r;
+	int r;
 
 	if (fstatvfs(store.dir, &sv) || ftruncate(store.lockfd, 0))
 		return -errno;
-	r = sys_pwrite(store.lockfd, pid, (size_t)n, 0);
-	if (r)
-		log_warn("cache lock: %s", strerror(-r));
+	if (dprintf(store.lockfd, "%d\n", (int)getpid()) < 0)
+		log_warn("cache lock: %s", strerror(errno));
 	total = (uint64_t)sv.f_blocks * sv.f_frsize;
-	store.limit = conf.cache_size.percent > 0 ?
-	    (uint64_t)(conf.cache_size.percent / 100 * (double)total) :
-	    conf.cache_size.bytes;
-	store.min_free = conf.cache_min_free.percent > 0 ?
-	    (uint64_t)(conf.cache_min_free.percent / 100 * (double)total) :
-	    conf.cache_min_free.bytes;
+	store.limit = amount_of(&conf.cache_size, total);
+	store.min_free = amount_of(&conf.cache_min_free, total);
 	store.room = total - MIN(total, store.min_free);
-	store.min_inodes = conf.cache_min_free.percent > 0 ?
-	    (uint64_t)(conf.cache_min_free.percent / 100 *
-	    (double)sv.f_files) : 0;
-	for (int i = 0; i < KEY_STRIPES; i++)
-		pthread_mutex_init(&store.key[i], NULL);
+	/* of the inodes the same share */
+	store.min_inodes = (uint64_t)((double)(total - store.room) /
+	    (double)MAX(total, 1) * (double)sv.f_files);
 	r = sys_thread(&ckpt.tid, ckpt_thread, NULL);
 	return r ? r : sys_thread(&store.evictor, evict_thread, NULL);
 }
@@ -2900,15 +2736,14 @@ store_start(void)
 static void
 store_stop(void)
 {
-	pthread_mutex_lock(&ckpt.lock);
-	ckpt.quit = true;
-	pthread_cond_signal(&ckpt.cond);
-	pthread_mutex_unlock(&ckpt.lock);
+	WITH_LOCK(&ckpt.lock) {
+		ckpt.quit = true;
+		pthread_cond_signal(&ckpt.cond);
+	}
 	if (ckpt.tid)
 		pthread_join(ckpt.tid, NULL);
-	pthread_mutex_lock(&store.lock);
-	pthread_cond_signal(&store.evict);
-	pthread_mutex_unlock(&store.lock);
+	WITH_LOCK(&store.lock)
+		pthread_cond_signal(&store.evict);
 	if (store.evictor)
 		pthread_join(store.evictor, NULL);
 	sys_close(&store.objects);

@@ -195,14 +195,14 @@ struct fetch {
 
 /* One version of one file, alive while anything uses it. */
 struct obj {
-	struct obj *next;		/* [s] table chain */
+	LIST_ENTRY(obj) versions;	/* [s] of the same file */
 	struct ent *ent;		/* [I] its line in the registry */
+	uint64_t bytes;			/* [s] on disk: allocated and reserved */
 	struct attr attr;		/* [I] */
 	char *path;			/* [I] by which it was opened first */
 	uint32_t bs;			/* [I] block size on disk */
 	uint64_t nblk;			/* [I] */
 	int refs;			/* [s] */
-	bool loading;			/* [s] */
 	_Atomic bool superseded;	/* [a] no longer the current version */
 	_Atomic bool complete;		/* [a] never goes back */
 	_Atomic bool pinned;		/* [a] */
@@ -211,7 +211,7 @@ struct obj {
 	pthread_cond_t cond;		/* a fetch changed state */
 	int rfd, wfd;			/* [b] data: buffered; O_DIRECT or -1 */
 	uint64_t *map;			/* [b] blocks present */
-	uint64_t *sums;			/* [b] their checksums, or NULL */
+	uint64_t *sums;			/* [b] their checksums behind it, or NULL */
 	uint64_t present;		/* [b] bits set in map */
 	LIST_HEAD(fetch_list, fetch) *tab; /* [b] OBJ_BUCKETS, once needed */
 	struct bfile *_Atomic bf;	/* [a] open on the server; set once */
@@ -224,21 +224,22 @@ struct obj {
 	_Atomic bool filling;		/* fill.lock */
 	unsigned fill_tries;		/* [b] fills failed in a row */
 	uint64_t fill_pos;		/* [o] filler: next block to look at */
-	bool dirty;			/* ckpt.lock: on the list */
-	struct obj *dirty_next;		/* ckpt.lock */
+	_Atomic bool dirty;		/* [a] on the list, or about to be */
+	SLIST_ENTRY(obj) dirty_next;	/* ckpt.lock */
 	uint64_t saved;			/* [o] checkpointer: present then */
 	uint64_t saved_ms;		/* [o] checkpointer: when */
 };
 
 /* The registry of what lies on the cache disk; small, one per object. */
 struct ent {
-	struct ent *next;		/* [s] */
-	struct ent *older, *newer;	/* [s] by last use */
+	LIST_ENTRY(ent) hash;		/* [s] */
+	TAILQ_ENTRY(ent) lru;		/* [s] */
+	LIST_HEAD(, obj) objs;		/* [s] its versions in memory */
 	uint64_t fsid, fileid;		/* [I] */
-	uint64_t bytes;			/* [s] allocated and reserved */
-	uint32_t live;			/* [s] objs in memory: not evictable */
+	uint64_t bytes;			/* [s] on disk, but for those of objs */
+	uint32_t live;			/* [s] who holds it: not evictable */
 	bool pinned, complete;		/* [s] */
-	_Atomic int64_t used_at;	/* [a] seconds since the epoch */
+	bool found;			/* [s] by the scan, and not used since */
 };
 
 /* A name the kernel may know: one per path, as libfuse's own nodes. */

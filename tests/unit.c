@@ -716,9 +716,7 @@ make_obj(uint64_t size, uint32_t bs)
 	o = obj_new(&(struct attr){ .mode = S_IFREG | 0644, .ver = {
 		.fsid = 7, .fileid = 42, .size = size, .mtime = 1 }}, "/f");
 	o->rfd = open(in_tmp("data"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	o->map = calloc(1, map_size(o->nblk) + 8);
-	if (conf.cache_checksum)
-		o->sums = calloc(o->nblk + 1, 8);
+	T(!obj_map(o, conf.cache_checksum));
 	return o;
 }
 
@@ -742,7 +740,7 @@ read_back(const struct obj *o, bool *same)
 	    o->present && n->pinned == o->pinned &&
 	    !memcmp(n->map, o->map, map_size(o->nblk)) && (!o->sums ||
 	    !memcmp(n->sums, o->sums, o->nblk * 8));
-	T(!r == (n->map != NULL) && (!r || !n->present));
+	T(r || n->map);
 	obj_free(n);
 	return r;
 }
@@ -752,6 +750,7 @@ test_index(void)
 {
 	static const uint64_t sizes[] = { 1, 4096, 4097, 64 * 4096,
 		64 * 4096 + 1, 1000 * 4096, 12345678 };
+	struct version v = { .fsid = 7, .fileid = 42 };
 	char path[64], full[128];
 	struct obj *o;
 	struct stat st;
@@ -760,9 +759,9 @@ test_index(void)
 
 	T(!mkdir(in_tmp("objects"), 0700));
 	store.objects = open(in_tmp("objects"), O_RDONLY | O_DIRECTORY);
-	snprintf(full, sizeof(full), "%.2s", key_path(7, 42, "", path));
+	snprintf(full, sizeof(full), "%.2s", key_path(&v, "", path));
 	T(!mkdirat(store.objects, full, 0700));
-	key_path(7, 42, ".idx", path);
+	key_path(&v, ".idx", path);
 	for (size_t i = 0; i < COUNTOF(sizes) * 4; i++) {
 		conf.cache_checksum = i & 1;
 		o = make_obj(sizes[i / 4], i & 4 ? 4096 : 65536);
@@ -815,7 +814,7 @@ test_index(void)
 	T(!idx_write(o));
 	o->present++;
 	T(read_back(o, &same) == 0 && same);
-	key_path(7, 42, ".tmp", path);
+	key_path(&v, ".tmp", path);
 	T(faccessat(store.objects, path, F_OK, 0) && errno == ENOENT);
 	claim("a superseded version's index is not written, nor left half");
 	obj_free(o);
@@ -1316,6 +1315,7 @@ read_right(const char *buf, ssize_t n, size_t size, uint64_t off)
 static void
 objects_gone(void)
 {
+	struct ent *e;
 	unsigned n;
 
 	for (int tries = 0; tries < 20000; tries++) {
@@ -1323,8 +1323,8 @@ objects_gone(void)
 			;
 		n = 0;
 		pthread_mutex_lock(&store.lock);
-		for (int i = 0; i < STORE_BUCKETS; i++)
-			n += store.tab[i] != NULL;
+		TAILQ_FOREACH(e, &store.lru, lru)
+			n += !LIST_EMPTY(&e->objs);
 		pthread_mutex_unlock(&store.lock);
 		if (n == 0)
 			return;
@@ -1451,6 +1451,8 @@ test_fetch(enum tri uring)
 	struct stream st = { .lock = PTHREAD_MUTEX_INITIALIZER };
 	struct stat sb;
 	struct obj *o;
+	struct ent *e;
+	uint64_t used = 0;
 	char path[64];
 
 	conf.cache_dir = strdup(in_tmp("cache"));
@@ -1503,7 +1505,7 @@ test_fetch(enum tri uring)
 	for (int i = 0; i < 5000 && !o->complete; i++)
 		usleep(1000);
 	T(o->complete && o->present == o->nblk);
-	key_path(0, fake_file.ver.fileid, "", path);
+	key_path(&fake_file.ver, "", path);
 	T(!fstatat(store.objects, path, &sb, 0));
 	T((uint64_t)sb.st_size == fake_file.ver.size);
 	T(!ftruncate(o->rfd, 5 * MiB));
@@ -1526,8 +1528,11 @@ test_fetch(enum tri uring)
 	store_stop();
 	T(pool.used == 0 && TAILQ_EMPTY(&pool.kept) &&
 	    TAILQ_EMPTY(&pool.waiters) && !store.unwritten);
-	for (int i = 0; i < STORE_BUCKETS; i++)
-		T(!store.tab[i]);
+	TAILQ_FOREACH(e, &store.lru, lru) {
+		T(LIST_EMPTY(&e->objs) && !e->live);
+		used += e->bytes;
+	}
+	T(store.used == used);
 	claim("in the end all buffers and objects are free");
 	free(buf);
 	free(conf.cache_dir);
