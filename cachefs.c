@@ -1764,10 +1764,8 @@ path_is_aside(const char *path)
  * version of it in memory while somebody uses it, struct ent the registry's
  * line about it whether used or not.  The order on disk: data is synced, then
  * the index replaced; only what an index says is believed after a restart.
- *
- * Space is charged to store.used and to its owner: an obj in memory, else the
- * ent.  A superseded version has no files any more but keeps its bytes, and
- * its charge, until it is closed.
+ * Space is charged to store.used and to its owner, an obj in memory or else
+ * the ent; superseded versions have lost their files, but not their space.
  */
 #define STORE_BUCKETS 65536
 #define KEY_STRIPES 1024
@@ -1787,12 +1785,9 @@ static struct {
 	uint64_t used;			/* bytes, reservations included */
 	uint64_t unwritten;		/* of these not on disk yet */
 	uint64_t nents, ncomplete;
-	bool scanned;			/* `used` knows the whole cache */
-	struct found {
-		struct ent *ent;
-		time_t used;
-	} *found;			/* what the scan found: it holds these */
-	size_t nfound;
+	atomic_bool scanned;		/* [a] `used` knows the whole cache */
+	struct found { struct ent *ent; time_t used; } *found; /* the scan's: */
+	size_t nfound;			/* held until they are sorted by use */
 	const char *_Atomic degraded;	/* [a] why the disk is not used */
 	_Atomic uint64_t retry_at;	/* now_ms() when it is tried again */
 	pthread_t evictor;
@@ -1802,12 +1797,10 @@ static struct {
 	.lock = PTHREAD_MUTEX_INITIALIZER, .evict = PTHREAD_COND_INITIALIZER,
 	.lru = TAILQ_HEAD_INITIALIZER(store.lru) };
 
-SLIST_HEAD(dirty_list, obj);
-
 static struct {
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
-	struct dirty_list dirty;
+	SLIST_HEAD(dirty_list, obj) dirty; /* wait for their index */
 	pthread_t tid;
 	bool quit;
 } ckpt = { .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -1963,8 +1956,8 @@ ent_drop_locked(struct ent *e)
 	free(e);
 }
 
-/* Evict the least recently used object that nobody uses; false: there is
- * none. */
+/* Evict the least recently used object that nobody uses or works on; false:
+ * there is none. */
 static bool
 evict_one(void)
 {
@@ -1972,28 +1965,26 @@ evict_one(void)
 	struct ent *e;
 
 	WITH_LOCK(&store.lock) {
-		TAILQ_FOREACH(e, &store.lru, lru)
-			if (!e->live && !e->pinned)
+		TAILQ_FOREACH(e, &store.lru, lru) {
+			v.fsid = e->fsid;
+			v.fileid = e->fileid;
+			if (!e->live && !e->pinned &&
+			    !pthread_mutex_trylock(key_lock(&v)))
 				break;
+		}
 		if (!e)
 			return false;
-		v.fsid = e->fsid;
-		v.fileid = e->fileid;
+		e->live++;
 	}
-	GUARD(key_lock(&v));		/* from here on nobody opens it */
+	store_unlink(&v);		/* by its stripe nobody can open it */
 	WITH_LOCK(&store.lock) {
-		e = ent_get_locked(&v, false);
-		if (!e || e->live)
-			return true;
-		e->live = 1;
+		COUNT(evicted_objects, 1);
+		COUNT(evicted_bytes, e->bytes);
+		store.used -= e->bytes;
+		e->bytes = 0;
+		ent_drop_locked(e);
 	}
-	store_unlink(&v);
-	GUARD(&store.lock);
-	COUNT(evicted_objects, 1);
-	COUNT(evicted_bytes, e->bytes);
-	store.used -= e->bytes;
-	e->bytes = 0;
-	ent_drop_locked(e);
+	pthread_mutex_unlock(key_lock(&v));
 	return true;
 }
 
@@ -2019,16 +2010,12 @@ store_missing_locked(uint64_t bytes)
 static int
 store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 {
-	*why = R_degraded;
-	if (store.degraded && now_ms() < store.retry_at)
-		return -ENOSPC;
-	for (int tries = 0; tries < 2; tries++) {
+	*why = store.degraded && now_ms() < store.retry_at ? R_degraded :
+	    store.limit && !store.scanned ? R_scan : R_no_space;
+	for (int tries = 0; tries < 2 && *why == R_no_space; tries++) {
 		if (tries && !evict_one())	/* at most one unlink's wait */
 			break;
 		GUARD(&store.lock);
-		*why = store.limit && !store.scanned ? R_scan : R_no_space;
-		if (*why == R_scan)
-			break;
 		if (!store_missing_locked(bytes)) {
 			o->bytes += bytes;
 			store.used += bytes;
@@ -2093,42 +2080,35 @@ idx_header(int fd, struct disk_index *h)
 	    h->xxh3 == XXH3_64bits(h, offsetof(struct disk_index, xxh3));
 }
 
-/* Read an index file of the right version into o.  0; -ENOENT: none; -ESTALE:
- * of another version; -EBADMSG: torn, damaged or foreign; else -errno. */
+/* Read the index file fd into o, which owns what it gets even on failure.
+ * Errors as idx_read(). */
 static int
-idx_read(struct obj *o)
+idx_parse(int fd, struct obj *o)
 {
 	struct disk_index h;
 	uint64_t map, skip;
-	int fd = key_open(&o->attr.ver, ".idx", O_RDONLY), r = -EBADMSG;
 	char *body;
 
-	if (fd < 0)
-		return fd;
 	if (!idx_header(fd, &h))
-		goto out;
-	r = -ESTALE;
+		return -EBADMSG;
 	if (!version_same(&h.ver, &o->attr.ver))
-		goto out;
-	r = -EBADMSG;
+		return -ESTALE;
 	if (h.block_size < DIO_ALIGN || h.block_size > IO_MAX ||
 	    h.block_size & (h.block_size - 1))
-		goto out;
+		return -EBADMSG;
 	o->bs = h.block_size;
 	o->nblk = h.ver.size / o->bs + (h.ver.size % o->bs != 0);
 	map = map_size(o->nblk);
 	skip = h.flags & IDX_COMPLETE ? map : 0;
 	if (h.blocks != o->nblk || !h.present || h.present > o->nblk ||
 	    h.body_size + skip != map + (h.flags & IDX_SUMS ? o->nblk * 8 : 0))
-		goto out;
-	r = obj_map(o, h.flags & IDX_SUMS);
-	if (r)
-		goto out;
+		return -EBADMSG;
+	if (obj_map(o, h.flags & IDX_SUMS))
+		return -ENOMEM;
 	body = (char *)o->map + skip;
-	r = -EBADMSG;
 	if (sys_pread(fd, body, h.body_size, sizeof(h)) !=
 	    (ssize_t)h.body_size || XXH3_64bits(body, h.body_size) != h.body_xxh3)
-		goto out;
+		return -EBADMSG;
 	for (uint64_t i = 0; skip && i < o->nblk; i++)
 		bit_set(o->map, i);
 	for (uint64_t i = 0; i < map / 8; i++)
@@ -2136,9 +2116,18 @@ idx_read(struct obj *o)
 	if (!conf.cache_checksum)
 		o->sums = NULL;
 	o->pinned = h.flags & IDX_PINNED;
-	r = o->present == h.present ? 0 : -EBADMSG;
-out:
-	close(fd);
+	return o->present == h.present ? 0 : -EBADMSG;
+}
+
+/* Read o's index file.  0; -ENOENT: none; -ESTALE: of another version;
+ * -EBADMSG: torn, damaged or foreign; else -errno. */
+static int
+idx_read(struct obj *o)
+{
+	int fd = key_open(&o->attr.ver, ".idx", O_RDONLY);
+	int r = fd < 0 ? fd : idx_parse(fd, o);
+
+	sys_close(&fd);
 	return r;
 }
 
@@ -2188,20 +2177,19 @@ idx_write(struct obj *o)
 	return r;
 }
 
-/* Is this path one that the configuration wants cached? */
+/* Is this path one that the configuration wants cached?  A glob without a
+ * slash is for the last component, as gitignore's. */
 static bool
 store_wants(const char *path)
 {
-	bool in = !*conf.cache_include;
 	const char *lists[] = { conf.cache_include, conf.cache_exclude };
+	bool in = !*conf.cache_include;
 
 	for (int i = 0; i < 2; i++) {
-		char *list = strdup(lists[i]), *save, *g;
+		char *list = strdup(lists[i]), *rest = list, *glob;
 
-		for (g = list ? strtok_r(list, " \t", &save) : NULL; g;
-		    g = strtok_r(NULL, " \t", &save))
-			/* without a slash: the last component, as gitignore */
-			if (!fnmatch(g, strchr(g, '/') ? path :
+		while ((glob = strsep(&rest, " \t")))
+			if (!fnmatch(glob, strchr(glob, '/') ? path :
 			    strrchr(path, '/') + 1, 0))
 				in = i == 0;
 		free(list);
@@ -2269,7 +2257,6 @@ obj_free(struct obj *o)
 	sys_close(&o->wfd);
 	if (o->bf)
 		be->close(o->bf);
-	free(o->path);
 	free(o->map);
 	free(o->tab);
 	free(o);
@@ -2278,19 +2265,16 @@ obj_free(struct obj *o)
 static struct obj *
 obj_new(const struct attr *a, const char *path)
 {
-	struct obj *o = malloc(sizeof(*o));
+	size_t len = strlen(path) + 1;
+	uint32_t bs = (uint32_t)MIN(conf.cache_block_size, IO_MAX);
+	struct obj *o = malloc(sizeof(*o) + len);
 
-	if (!o)
-		return NULL;
-	*o = (struct obj){ .attr = *a, .path = strdup(path), .refs = 1,
-		.bs = (uint32_t)MIN(conf.cache_block_size, IO_MAX),
-		.lock = PTHREAD_MUTEX_INITIALIZER,
-		.cond = PTHREAD_COND_INITIALIZER, .rfd = -1, .wfd = -1 };
-	o->nblk = a->ver.size / o->bs + (a->ver.size % o->bs != 0);
-	if (!o->path) {
-		free(o);
-		return NULL;
-	}
+	if (o)
+		*o = (struct obj){ .attr = *a, .refs = 1, .rfd = -1, .wfd = -1,
+			.bs = bs, .nblk = a->ver.size / bs + (a->ver.size % bs != 0),
+			.path = memcpy(o + 1, path, len),
+			.lock = PTHREAD_MUTEX_INITIALIZER,
+			.cond = PTHREAD_COND_INITIALIZER };
 	return o;
 }
 
@@ -2514,10 +2498,8 @@ scan_object(const char *file)
 		return;
 	GUARD(&store.lock);
 	f = reallocarray(store.found, store.nfound + 1, sizeof(*f));
-	if (!f)
-		return;
-	store.found = f;
-	e = ent_get_locked(&v, true);
+	store.found = f ? f : store.found;
+	e = f ? ent_get_locked(&v, true) : NULL;
 	if (!e)
 		return;
 	f[store.nfound++] = (struct found){ e, idx.st_mtime };
@@ -2651,29 +2633,12 @@ store_super(const char *backend)
 	return r ? refuse(r, "cannot be written: %s", strerror(-r)) : 0;
 }
 
-/* Take the lock that one daemon holds on a cache; says who has it. */
-static int
-store_take_lock(void)
-{
-	char pid[32] = "";
-	int fd = sys_openat(store.dir, "lock", O_RDWR | O_CREAT, 0600);
-
-	if (fd < 0)
-		return refuse(fd, "cannot be written: %s", strerror(-fd));
-	store.lockfd = fd;
-	if (!flock(fd, LOCK_EX | LOCK_NB))
-		return 0;
-	if (sys_pread(fd, pid, sizeof(pid) - 1, 0) <= 0)
-		strcpy(pid, "another process");
-	pid[strcspn(pid, "\n")] = '\0';
-	return refuse(-EBUSY, "in use by process %s", pid);
-}
-
-/* Open and check the cache directory, and lock it.  0, or -errno after a
- * sentence. */
+/* Open, check and lock the cache directory.  0, or -errno after a sentence;
+ * store_stop() closes in either case. */
 static int
 store_open(const char *backend)
 {
+	char pid[32] = "another process";
 	struct stat st;
 	int r;
 
@@ -2688,9 +2653,16 @@ store_open(const char *backend)
 	if (st.st_mode & 077)
 		return refuse(-EINVAL, "mode %04o lets others in, it must be "
 		    "0700; refused", st.st_mode & 07777);
-	r = store_take_lock();
-	if (!r)
-		r = store_super(backend);
+	store.lockfd = sys_openat(store.dir, "lock", O_RDWR | O_CREAT, 0600);
+	if (store.lockfd < 0)
+		return refuse(store.lockfd, "cannot be written: %s",
+		    strerror(-store.lockfd));
+	if (flock(store.lockfd, LOCK_EX | LOCK_NB)) {
+		sys_pread(store.lockfd, pid, sizeof(pid) - 1, 0);
+		pid[strcspn(pid, "\n")] = '\0';
+		return refuse(-EBUSY, "in use by process %s", pid);
+	}
+	r = store_super(backend);
 	if (r)
 		return r;
 	if (mkdirat(store.dir, "objects", 0700) && errno != EEXIST)
