@@ -1781,7 +1781,7 @@ static struct {
 	pthread_mutex_t key[KEY_STRIPES];
 	pthread_mutex_t lock;		/* the rest */
 	LIST_HEAD(ent_list, ent) ents[STORE_BUCKETS];
-	TAILQ_HEAD(, ent) lru;		/* last used last */
+	TAILQ_HEAD(ent_lru, ent) lru;	/* last used last */
 	uint64_t used;			/* bytes, reservations included */
 	uint64_t unwritten;		/* of these not on disk yet */
 	uint64_t nents, ncomplete;
@@ -2271,8 +2271,8 @@ obj_new(const struct attr *a, const char *path)
 
 	if (o)
 		*o = (struct obj){ .attr = *a, .refs = 1, .rfd = -1, .wfd = -1,
-			.bs = bs, .nblk = a->ver.size / bs + (a->ver.size % bs != 0),
-			.path = memcpy(o + 1, path, len),
+			.path = memcpy(o + 1, path, len), .bs = bs,
+			.nblk = a->ver.size / bs + (a->ver.size % bs != 0),
 			.lock = PTHREAD_MUTEX_INITIALIZER,
 			.cond = PTHREAD_COND_INITIALIZER };
 	return o;

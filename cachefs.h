@@ -234,7 +234,7 @@ struct obj {
 struct ent {
 	LIST_ENTRY(ent) hash;		/* [s] */
 	TAILQ_ENTRY(ent) lru;		/* [s] */
-	LIST_HEAD(, obj) objs;		/* [s] its versions in memory */
+	LIST_HEAD(obj_list, obj) objs;	/* [s] its versions in memory */
 	uint64_t fsid, fileid;		/* [I] */
 	uint64_t bytes;			/* [s] on disk, but for those of objs */
 	uint32_t live;			/* [s] who holds it: not evictable */
