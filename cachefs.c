@@ -2681,7 +2681,7 @@ amount_of(const struct amount *a, uint64_t total)
 	    (uint64_t)(a->percent / 100 * (double)total) : a->bytes;
 }
 
-/* Start the store's threads (after the fork).  0 or -errno. */
+/* Start the store's threads (after the fork).  0, or -errno after a sentence. */
 static int
 store_start(void)
 {
@@ -2690,7 +2690,7 @@ store_start(void)
 	int r;
 
 	if (fstatvfs(store.dir, &sv) || ftruncate(store.lockfd, 0))
-		return -errno;
+		return refuse(-errno, "%s", strerror(errno));
 	if (dprintf(store.lockfd, "%d\n", (int)getpid()) < 0)
 		log_warn("cache lock: %s", strerror(errno));
 	total = (uint64_t)sv.f_blocks * sv.f_frsize;
