@@ -39,9 +39,10 @@
  * No lock but the two stripes is held across backend calls, disk I/O or
  * notifications of the kernel.  An aside stripe is held by a LOOKUP while
  * libfuse moves the node (it may wait for an OPEN of the same file, which
- * takes no stripe); a key stripe while one object's files change on the
- * cache disk, so that a checkpoint of an old version cannot overwrite a new
- * one.  Threads start after the daemon has forked.
+ * takes no stripe); a key stripe while one object's files are opened, change
+ * or go on the cache disk, so that a checkpoint of an old version cannot
+ * overwrite a new one.  libnfs's own lock is taken under no other.  Threads
+ * start after the daemon has forked.
  *
  * Ownership: an obj lives while refs > 0 (opens, fetches, the fill queue, the
  * dirty list).  A fetch is in its object's table from birth to death; it dies
