@@ -4138,23 +4138,25 @@ status3(int st)
 	return st == NFS3ERR_SERVERFAULT ? -EIO : nfsstat3_to_errno(st);
 }
 
-/* Read the entries of one READDIRPLUS reply into k. */
+/* Read the entries of one READDIRPLUS reply into k.  libnfs aligns them to 4
+ * bytes: they are copied out. */
 static int
 readdir3_took(struct call *k, const READDIRPLUS3resok *ok)
 {
 	uint64_t before = k->page.cookie;
+	const struct post_op_attr *pa;
+	struct entryplus3 e;
 	struct attr a;
 	int r = 0;
 
 	memcpy(k->page.cookieverf, ok->cookieverf, NFS3_COOKIEVERFSIZE);
-	for (struct entryplus3 *e = ok->reply.entries; e && !r;
-	    e = e->nextentry) {
-		const struct post_op_attr *pa = &e->name_attributes;
-		bool have = pa->attributes_follow &&
-		    !attr_from3(&a, &pa->post_op_attr_u.attributes);
-
-		k->page.cookie = e->cookie;
-		r = dirlist_add(&k->ans.list, e->name, have ? &a : NULL);
+	for (const void *p = ok->reply.entries; p && !r; p = e.nextentry) {
+		memcpy(&e, p, sizeof(e));
+		pa = &e.name_attributes;
+		k->page.cookie = e.cookie;
+		r = dirlist_add(&k->ans.list, e.name, pa->attributes_follow &&
+		    !attr_from3(&a, &pa->post_op_attr_u.attributes) ? &a :
+		    NULL);
 	}
 	if (r || ok->reply.eof)
 		return r;

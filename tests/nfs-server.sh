@@ -105,6 +105,11 @@ start() { # EXPORTDIR PORT
 		[ -e "$d/libfsalvfs.so" ] && plugins=$d && break
 	done
 	[ -n "$plugins" ] || die "no libfsalvfs.so: install nfs-ganesha-vfs"
+	# From version 6 on it would not start in a container without this.
+	flusher=
+	! grep -qa allow_set_io_flusher_fail "$lib"/*/libganesha_nfsd.so* \
+	    "$lib"/*/ganesha/libganesha_nfsd.so* 2>/dev/null ||
+		flusher='allow_set_io_flusher_fail = true;'
 	cat >"$st/ganesha.conf" <<-EOF
 	NFS_CORE_PARAM {
 		Bind_addr = $bind;
@@ -118,6 +123,7 @@ start() { # EXPORTDIR PORT
 		Plugins_Dir = "$plugins";
 		MaxRPCSendBufferSize = $((maxio + 1048576));
 		MaxRPCRecvBufferSize = $((maxio + 1048576));
+		$flusher
 		${NFS_EXTRA:-}
 	}
 	NFS_KRB5 { Active_krb5 = false; }
