@@ -300,5 +300,8 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 fi
 services_on			# if an earlier run was killed
 install_packages
+# nfs-ganesha finds file systems by it; a bare container has none.
+[ -e /etc/mtab ] || ln -s ../proc/self/mounts /etc/mtab ||
+    die "cannot make /etc/mtab, which nfs-ganesha needs: run 'sudo make deps'"
 private_fuse
 say "everything is there"

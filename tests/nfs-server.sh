@@ -107,8 +107,7 @@ start() { # EXPORTDIR PORT
 	[ -n "$plugins" ] || die "no libfsalvfs.so: install nfs-ganesha-vfs"
 	# From version 6 on it would not start in a container without this.
 	flusher=
-	! grep -qa allow_set_io_flusher_fail "$lib"/*/libganesha_nfsd.so* \
-	    "$lib"/*/ganesha/libganesha_nfsd.so* 2>/dev/null ||
+	! grep -qai allow_set_io_flusher_fail "$prefix/usr/bin/ganesha.nfsd" ||
 		flusher='allow_set_io_flusher_fail = true;'
 	cat >"$st/ganesha.conf" <<-EOF
 	NFS_CORE_PARAM {
