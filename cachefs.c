@@ -1006,11 +1006,12 @@ conf_check(const struct conf *c)
 		    "yes needs io_uring, but nvme_use_io_uring=no" },
 		{ c->io_poll && !c->direct_io,
 		    "nvme_io_poll=yes needs nvme_direct_io=yes" },
+		{ c->io_poll && (!WITH_URING || c->use_io_uring == NO),
+		    "nvme_io_poll=yes needs io_uring, which is off" },
 		{ c->splice == YES && c->cache_checksum,
 		    "nvme_splice=yes needs cache_checksum=no: spliced data is "
 		    "never seen by the daemon" },
 		/* Parsed, but their function is not here yet. */
-		{ c->io_poll, "nvme_io_poll=yes is not supported yet" },
 		{ c->splice == YES, "nvme_splice=yes is not supported yet" },
 		{ c->cache_eviction, "cache_eviction=lfu and sieve are not "
 		    "supported yet; use lru" },
@@ -1221,56 +1222,101 @@ pool_put(char *buf, size_t len)
 /* === exec: I/O on the cache disk ========================== Begin === */
 
 /*
- * One interface, two engines.  io_uring: exec_submit() queues, the one ring
- * thread takes the whole queue, submits it with one system call and reaps in
- * batches.  Threads: each takes one request and does it.  done() runs in an
- * executor thread and does not block.
+ * One interface, two kinds of engine.  io_uring: exec_submit() queues, the one
+ * thread of the ring takes the whole queue, submits it with one system call
+ * and reaps in batches.  Threads: each takes one request and does it.  done()
+ * runs in an engine's thread and does not block.  With nvme_io_poll direct
+ * writes have a ring of their own, whose thread asks the device for
+ * completions as long as there are any to come, instead of being interrupted.
  */
 #define EXEC_THREADS 8
+#define EXEC_FILES 256			/* registered with a ring */
 
-static struct {
+STAILQ_HEAD(exec_list, exec_req);
+
+struct engine {
 	bool uring;			/* [I] */
+	bool polled;			/* [I] IOPOLL */
 	bool fixed;			/* [I] the pool is registered */
+	bool files;			/* [I] files can be registered */
 	pthread_t tid[EXEC_THREADS];	/* [I] */
 	unsigned ntid;			/* [I] */
 	pthread_mutex_t lock;		/* the rest */
 	pthread_cond_t cond;		/* threads: something is queued */
-	STAILQ_HEAD(exec_list, exec_req) queue;
+	struct exec_list queue;
 	bool quit;
 	int wake;			/* [I] eventfd: ring has work */
 	bool kicked;			/* wake was written, not yet read */
-	unsigned inflight;		/* [o] ring thread */
+	bool forget;			/* some of gone[] are new */
+	uint64_t gone[EXEC_FILES];	/* latest file closed, by slot */
 #if WITH_URING
-	struct io_uring ring;		/* [o] ring thread */
-	uint64_t wakebuf;		/* [o] */
+	struct io_uring ring;		/* [o] ring thread, as all below */
+	unsigned inflight;
+	bool armed;			/* the eventfd is being read */
+	uint64_t wakebuf;
+	uint64_t slot[EXEC_FILES];	/* exec_req.file registered there */
 #endif
-} exec = { .lock = PTHREAD_MUTEX_INITIALIZER,
-	.cond = PTHREAD_COND_INITIALIZER, .wake = -1,
-	.queue = STAILQ_HEAD_INITIALIZER(exec.queue) };
+};
+
+#define ENGINE(name) { .lock = PTHREAD_MUTEX_INITIALIZER, .wake = -1, \
+	.cond = PTHREAD_COND_INITIALIZER, \
+	.queue = STAILQ_HEAD_INITIALIZER(name.queue) }
+static struct engine exec = ENGINE(exec);
+static struct engine exec_polled = ENGINE(exec_polled);	/* or unused */
 
 static void
-exec_kick(void)
+exec_kick(struct engine *e)
 {
-	if (eventfd_write(exec.wake, 1))
+	if (eventfd_write(e->wake, 1))
 		log_error("exec: eventfd: %s", strerror(errno));
 }
 
-/* Hand r to the engine; r->done(r) is called when it is over. */
+/* Hand r to its engine; r->done(r) is called when it is over. */
 static void
 exec_submit(struct exec_req *r)
 {
+	struct engine *e = r->file && exec_polled.ntid ? &exec_polled : &exec;
 	bool kick = false;
 
 	r->did = 0;
-	WITH_LOCK(&exec.lock) {
-		STAILQ_INSERT_TAIL(&exec.queue, r, next);
-		if (!exec.uring)
-			pthread_cond_signal(&exec.cond);
-		else if (!exec.kicked)
-			kick = exec.kicked = true;
+	WITH_LOCK(&e->lock) {
+		STAILQ_INSERT_TAIL(&e->queue, r, next);
+		if (!e->uring)
+			pthread_cond_signal(&e->cond);
+		else if (!e->kicked)
+			kick = e->kicked = true;
 	}
 	if (kick)
-		exec_kick();
+		exec_kick(e);
+}
+
+/* A number for an O_DIRECT file that is to be written, for exec_req.file. */
+static uint64_t
+exec_file(void)
+{
+	static _Atomic uint64_t last;
+
+	return ++last;
+}
+
+/* That file is closed.  A ring must not keep it, and its space, any longer. */
+static void
+exec_forget(uint64_t file)
+{
+	struct engine *e = exec_polled.ntid ? &exec_polled : &exec;
+	uint64_t *gone = &e->gone[file % EXEC_FILES];
+	bool kick = false;
+
+	if (!e->files)
+		return;
+	WITH_LOCK(&e->lock) {
+		*gone = MAX(*gone, file);
+		e->forget = true;
+		kick = !e->kicked;
+		e->kicked = true;
+	}
+	if (kick)
+		exec_kick(e);
 }
 
 static void
@@ -1283,20 +1329,21 @@ exec_finish(struct exec_req *r, int res)
 static void *
 exec_thread(void *arg)
 {
-	(void)arg;
-	pthread_mutex_lock(&exec.lock);
+	struct engine *e = arg;
+
+	pthread_mutex_lock(&e->lock);
 	for (;;) {
-		struct exec_req *r = STAILQ_FIRST(&exec.queue);
+		struct exec_req *r = STAILQ_FIRST(&e->queue);
 		ssize_t n;
 
-		if (!r && exec.quit)
+		if (!r && e->quit)
 			break;
 		if (!r) {
-			pthread_cond_wait(&exec.cond, &exec.lock);
+			pthread_cond_wait(&e->cond, &e->lock);
 			continue;
 		}
-		STAILQ_REMOVE_HEAD(&exec.queue, next);
-		pthread_mutex_unlock(&exec.lock);
+		STAILQ_REMOVE_HEAD(&e->queue, next);
+		pthread_mutex_unlock(&e->lock);
 		if (r->op == EXEC_READ) {
 			n = sys_pread(r->fd, r->buf, r->len, r->off);
 		} else {
@@ -1305,21 +1352,22 @@ exec_thread(void *arg)
 				n = (ssize_t)r->len;
 		}
 		exec_finish(r, (int)n);
-		pthread_mutex_lock(&exec.lock);
+		pthread_mutex_lock(&e->lock);
 	}
-	pthread_mutex_unlock(&exec.lock);
+	pthread_mutex_unlock(&e->lock);
 	return NULL;
 }
 
 #if WITH_URING
 /* Prepare r's remaining bytes on a free SQE. */
 static void
-exec_prep(struct exec_req *r, struct io_uring_sqe *sqe)
+exec_prep(struct engine *e, struct exec_req *r, struct io_uring_sqe *sqe)
 {
 	char *buf = r->buf + r->did;
 	unsigned len = (unsigned)(r->len - r->did);
+	unsigned slot = (unsigned)(r->file % EXEC_FILES);
 	uint64_t off = r->off + r->did;
-	bool fixed = exec.fixed && r->buf >= pool.base &&
+	bool fixed = e->fixed && r->buf >= pool.base &&
 	    r->buf < pool.base + pool.size;
 
 	if (r->op == EXEC_READ && fixed)
@@ -1330,19 +1378,27 @@ exec_prep(struct exec_req *r, struct io_uring_sqe *sqe)
 		io_uring_prep_write_fixed(sqe, r->fd, buf, len, off, 0);
 	else
 		io_uring_prep_write(sqe, r->fd, buf, len, off);
+	if (e->files && r->file && e->slot[slot] != r->file)
+		e->slot[slot] = io_uring_register_files_update(&e->ring, slot,
+		    &r->fd, 1) == 1 ? r->file : 0;
+	if (e->files && r->file && e->slot[slot] == r->file) {
+		sqe->fd = (int)slot;
+		io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+	}
 	io_uring_sqe_set_data(sqe, r);
-	exec.inflight++;
+	e->inflight++;
 	COUNT(sqe_submitted, 1);
-	if (exec.inflight > count.queue_depth_max)
-		count.queue_depth_max = exec.inflight;
+	if (e->inflight > count.queue_depth_max)
+		count.queue_depth_max = e->inflight;
 }
 
 /* One completion: an error, the end, or short and to go on; then it is queued
  * on todo. */
 static void
-exec_complete(struct exec_req *r, int res, struct exec_list *todo)
+exec_complete(struct engine *e, struct exec_req *r, int res,
+    struct exec_list *todo)
 {
-	exec.inflight--;
+	e->inflight--;
 	COUNT(cqe_completed, 1);
 	if (res > 0)
 		r->did += (size_t)res;
@@ -1355,149 +1411,175 @@ exec_complete(struct exec_req *r, int res, struct exec_list *todo)
 	exec_finish(r, res < 0 ? res : (int)r->did);
 }
 
+/* Take what others left: requests to todo, and files to forget.  Another file
+ * of the same slot may be unregistered too: the next write registers it. */
+static bool
+exec_take(struct engine *e, struct exec_list *todo)
+{
+	int none = -1;
+
+	GUARD(&e->lock);
+	STAILQ_CONCAT(todo, &e->queue);
+	for (unsigned i = 0; e->forget && i < EXEC_FILES; i++)
+		if (e->slot[i] && e->slot[i] <= e->gone[i]) {
+			io_uring_register_files_update(&e->ring, i, &none, 1);
+			e->slot[i] = 0;
+		}
+	e->forget = false;
+	return !e->quit;
+}
+
+/* The work of exec_ring() between two looks at the queue: submit, wait for
+ * something, reap. */
+static void
+exec_turn(struct engine *e, struct exec_list *todo)
+{
+	struct io_uring_cqe *cqe;
+	struct io_uring_sqe *sqe;
+	struct exec_req *q;
+	unsigned head, n = 0;
+	bool some = false;
+	int r;
+
+	if (!e->armed && !e->polled && (sqe = io_uring_get_sqe(&e->ring))) {
+		io_uring_prep_read(sqe, e->wake, &e->wakebuf,
+		    sizeof(e->wakebuf), 0);
+		io_uring_sqe_set_data(sqe, NULL);
+		e->armed = true;
+	}
+	while ((q = STAILQ_FIRST(todo)) && e->inflight < conf.queue_depth &&
+	    (sqe = io_uring_get_sqe(&e->ring))) {
+		STAILQ_REMOVE_HEAD(todo, next);
+		exec_prep(e, q, sqe);
+		some = true;
+	}
+	if (e->polled && !e->inflight) {	/* such a ring can't wait */
+		if (eventfd_read(e->wake, &e->wakebuf))
+			log_error("exec: eventfd: %s", strerror(errno));
+		WITH_LOCK(&e->lock)
+			e->kicked = false;
+		return;
+	}
+	r = io_uring_submit_and_wait(&e->ring, 1);
+	COUNT(submit_calls, some);
+	if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
+		log_error("io_uring_submit_and_wait: %s", strerror(-r));
+	io_uring_for_each_cqe(&e->ring, head, cqe) {
+		n++;
+		if ((q = io_uring_cqe_get_data(cqe))) {
+			exec_complete(e, q, cqe->res, todo);
+			continue;
+		}
+		e->armed = false;
+		WITH_LOCK(&e->lock)
+			e->kicked = false;
+	}
+	io_uring_cq_advance(&e->ring, n);
+}
+
 /* The ring's one owner.  The eventfd is read through the ring itself, so that
  * one wait covers completions and new work. */
 static void *
 exec_ring(void *arg)
 {
 	struct exec_list todo = STAILQ_HEAD_INITIALIZER(todo);
-	bool quit = false, armed = false;
+	struct engine *e = arg;
 
-	(void)arg;
-	io_uring_enable_rings(&exec.ring);
-	for (;;) {
-		struct io_uring_cqe *cqe;
-		struct io_uring_sqe *sqe;
-		struct exec_req *q;
-		unsigned head, n = 0;
-		bool some = false;
-		int r;
-
-		WITH_LOCK(&exec.lock) {
-			STAILQ_CONCAT(&todo, &exec.queue);
-			quit = exec.quit;
-		}
-		if (quit && STAILQ_EMPTY(&todo) && !exec.inflight)
-			return NULL;
-		if (!armed && (sqe = io_uring_get_sqe(&exec.ring))) {
-			io_uring_prep_read(sqe, exec.wake, &exec.wakebuf,
-			    sizeof(exec.wakebuf), 0);
-			io_uring_sqe_set_data(sqe, NULL);
-			armed = true;
-		}
-		while ((q = STAILQ_FIRST(&todo)) &&
-		    exec.inflight < conf.queue_depth &&
-		    (sqe = io_uring_get_sqe(&exec.ring))) {
-			STAILQ_REMOVE_HEAD(&todo, next);
-			exec_prep(q, sqe);
-			some = true;
-		}
-		r = io_uring_submit_and_wait(&exec.ring, 1);
-		COUNT(submit_calls, some);
-		if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
-			log_error("io_uring_submit_and_wait: %s", strerror(-r));
-		io_uring_for_each_cqe(&exec.ring, head, cqe) {
-			n++;
-			if ((q = io_uring_cqe_get_data(cqe))) {
-				exec_complete(q, cqe->res, &todo);
-				continue;
-			}
-			armed = false;
-			WITH_LOCK(&exec.lock)
-				exec.kicked = false;
-		}
-		io_uring_cq_advance(&exec.ring, n);
-	}
+	io_uring_enable_rings(&e->ring);
+	while (exec_take(e, &todo) || !STAILQ_EMPTY(&todo) || e->inflight)
+		exec_turn(e, &todo);
+	return NULL;
 }
 
-/* Set the ring up with the best flags this kernel takes.  0 or -errno. */
+/* Set e's ring up with the best flags that this kernel takes.  0 or -errno. */
 static int
-exec_ring_init(void)
+exec_ring_init(struct engine *e)
 {
-	static const unsigned try[] = {	/* Linux 6.1, 5.19, any */
-		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-		    IORING_SETUP_R_DISABLED,
+	static const unsigned flags[] = {	/* Linux 6.1, 6.0, 5.19, any */
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED |
+		    IORING_SETUP_DEFER_TASKRUN,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED |
+		    IORING_SETUP_COOP_TASKRUN,
 		IORING_SETUP_COOP_TASKRUN, 0 };
 	struct iovec iov = { pool.base, pool.size };
 	int r = -EINVAL;
 
-	for (size_t i = 0; i < 3 && r == -EINVAL; i++) {
-		struct io_uring_params p = { .flags = try[i] };
+	e->armed = false;
+	memset(e->slot, 0, sizeof(e->slot));
+	for (size_t i = 0; i < 4 && r == -EINVAL; i++) {
+		struct io_uring_params p = { .flags = flags[i] };
 
-		if (conf.polling_mode) {
-			p.flags = IORING_SETUP_SQPOLL;
+		if (conf.polling_mode) {	/* has no task work to defer */
+			p.flags &= IORING_SETUP_SINGLE_ISSUER |
+			    IORING_SETUP_R_DISABLED;
+			p.flags |= IORING_SETUP_SQPOLL;
 			p.sq_thread_idle = conf.sq_poll_idle_ms;
 		}
-		r = io_uring_queue_init_params(conf.queue_depth + 1,
-		    &exec.ring, &p);
+		p.flags |= e->polled ? IORING_SETUP_IOPOLL : 0;
+		r = io_uring_queue_init_params(conf.queue_depth + 1, &e->ring,
+		    &p);
 	}
 	if (r)
 		return r;
-	exec.wake = eventfd(0, EFD_CLOEXEC);
-	if (exec.wake < 0) {
+	e->wake = eventfd(0, EFD_CLOEXEC);
+	if (e->wake < 0) {
 		r = -errno;
-		io_uring_queue_exit(&exec.ring);
+		io_uring_queue_exit(&e->ring);
 		return r;
 	}
+	e->files = !io_uring_register_files_sparse(&e->ring, EXEC_FILES);
 	if (conf.fixed_buffers) {
-		r = io_uring_register_buffers(&exec.ring, &iov, 1);
+		r = io_uring_register_buffers(&e->ring, &iov, 1);
 		if (r)
 			log_info("the buffer pool could not be registered (%s); "
 			    "going on with plain buffers", strerror(-r));
-		exec.fixed = r == 0;
+		e->fixed = r == 0;
 	}
 	return 0;
 }
 #else
 static int
-exec_ring_init(void)
+exec_ring_init(struct engine *e)
 {
+	(void)e;
 	return -ENOSYS;
 }
 #define exec_ring exec_thread
 #endif
 
-/* Start the engine.  0 or -errno after a message. */
+/* Start e's threads.  0, or -errno after a message. */
 static int
-exec_start(void)
+exec_run(struct engine *e)
 {
-	int r = conf.use_io_uring == NO ? -ENOSYS : exec_ring_init();
+	int r = 0;
 
-	if (r && conf.use_io_uring == YES)
-		return fail(r, "nvme_use_io_uring=yes, but io_uring is refused "
-		    "here: %s", strerror(-r));
-	if (r && WITH_URING && conf.use_io_uring == AUTO)
-		log_warn("io_uring is refused here (%s); using the thread "
-		    "engine", strerror(-r));
-	exec.uring = r == 0;
-	for (unsigned i = 0; i < (exec.uring ? 1 : EXEC_THREADS); i++) {
-		r = sys_thread(&exec.tid[i], exec.uring ? exec_ring :
-		    exec_thread, NULL);
-		if (r)
-			return r;
-		exec.ntid++;
+	for (unsigned n = e->uring ? 1 : EXEC_THREADS; !r && e->ntid < n;) {
+		r = sys_thread(&e->tid[e->ntid], e->uring ? exec_ring :
+		    exec_thread, e);
+		e->ntid += r == 0;
 	}
-	return 0;
+	return r;
 }
 
 /* Let what is queued and in flight end, then stop the engine. */
 static void
-exec_stop(void)
+exec_stop(struct engine *e)
 {
-	WITH_LOCK(&exec.lock) {
-		exec.quit = true;
-		pthread_cond_broadcast(&exec.cond);
+	WITH_LOCK(&e->lock) {
+		e->quit = true;
+		pthread_cond_broadcast(&e->cond);
 	}
-	if (exec.uring)
-		exec_kick();
-	for (unsigned i = 0; i < exec.ntid; i++)
-		pthread_join(exec.tid[i], NULL);
+	if (e->ntid && e->uring)
+		exec_kick(e);
+	for (unsigned i = 0; i < e->ntid; i++)
+		pthread_join(e->tid[i], NULL);
 #if WITH_URING
-	if (exec.uring)
-		io_uring_queue_exit(&exec.ring);
+	if (e->uring)
+		io_uring_queue_exit(&e->ring);
 #endif
-	exec.ntid = 0;
-	sys_close(&exec.wake);
+	e->uring = false;
+	e->ntid = 0;
+	sys_close(&e->wake);
 }
 
 struct exec_wait {
@@ -1517,6 +1599,21 @@ exec_wait_done(struct exec_req *r)
 	pthread_cond_signal(&w->cond);
 }
 
+/* Do r and wait for it.  Bytes or -errno. */
+static int
+exec_do(const struct exec_req *r)
+{
+	struct exec_wait w = { .lock = PTHREAD_MUTEX_INITIALIZER,
+		.cond = PTHREAD_COND_INITIALIZER, .er = *r };
+
+	w.er.done = exec_wait_done;
+	exec_submit(&w.er);
+	WITH_LOCK(&w.lock)
+		while (!w.over)
+			pthread_cond_wait(&w.cond, &w.lock);
+	return w.er.res;
+}
+
 /* Read from a cache file and wait for it: what the page cache has is copied
  * here and now, the rest goes through the engine.  Bytes or -errno. */
 static ssize_t
@@ -1524,19 +1621,85 @@ exec_read(int fd, char *buf, size_t len, uint64_t off)
 {
 	struct iovec iov = { buf, len };
 	ssize_t n = MAX(preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT), 0);
-	struct exec_wait w = { .lock = PTHREAD_MUTEX_INITIALIZER,
-		.cond = PTHREAD_COND_INITIALIZER,
-		.er = { .op = EXEC_READ, .fd = fd, .buf = buf + n,
-			.len = len - (size_t)n, .off = off + (size_t)n,
-			.done = exec_wait_done } };
+	int r;
 
 	if (n == (ssize_t)len)
 		return n;
-	exec_submit(&w.er);
-	WITH_LOCK(&w.lock)
-		while (!w.over)
-			pthread_cond_wait(&w.cond, &w.lock);
-	return w.er.res < 0 ? w.er.res : n + w.er.res;
+	r = exec_do(&(struct exec_req){ .op = EXEC_READ, .fd = fd,
+	    .buf = buf + n, .len = len - (size_t)n, .off = off + (size_t)n });
+	return r < 0 ? r : n + r;
+}
+
+/* Does the block device of dir poll for completions?  Linux accepts such I/O
+ * where it does not, and then waits for interrupts.  sysfs-block. */
+static bool
+exec_device_polls(int dir)
+{
+	static const char *const up[] = { "", "../" };	/* of a partition */
+	char path[80], c = '1';
+	struct stat st;
+	int fd = -1;
+
+	if (fstat(dir, &st))
+		return true;
+	for (int i = 0; i < 2 && fd < 0; i++) {
+		snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%squeue/"
+		    "io_poll", major(st.st_dev), minor(st.st_dev), up[i]);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+	}
+	if (fd >= 0 && read(fd, &c, 1) != 1)
+		c = '1';
+	sys_close(&fd);
+	return c != '0';
+}
+
+/* Start a ring for nvme_io_poll and try it with a file in dir.  0, or -errno
+ * after a sentence: not every device polls, nor every file system. */
+static int
+exec_poll_start(int dir)
+{
+	int fd, r;
+
+	if (!exec_device_polls(dir))
+		return fail(-EOPNOTSUPP, "nvme_io_poll=yes, but the disk of "
+		    "cache_dir %s does not poll (an NVMe drive does with the "
+		    "kernel parameter nvme.poll_queues)", conf.cache_dir);
+	exec_polled.polled = true;
+	r = exec_ring_init(&exec_polled);
+	exec_polled.uring = r == 0;
+	if (!r)
+		r = exec_run(&exec_polled);
+	if (!r) {
+		r = fd = sys_openat(dir, "polled.tmp",
+		    O_WRONLY | O_CREAT | O_DIRECT, 0600);
+		if (fd >= 0) {
+			memset(pool.base, 0, DIO_ALIGN);
+			r = exec_do(&(struct exec_req){ .op = EXEC_WRITE,
+			    .fd = fd, .file = exec_file(), .buf = pool.base,
+			    .len = DIO_ALIGN });
+			unlinkat(dir, "polled.tmp", 0);
+			sys_close(&fd);
+		}
+	}
+	return r >= 0 ? 0 : fail(r, "nvme_io_poll=yes, but the disk of "
+	    "cache_dir %s can't be polled: %s", conf.cache_dir, strerror(-r));
+}
+
+/* Start the engine; dir is the cache's.  0 or -errno after a message. */
+static int
+exec_start(int dir)
+{
+	int r = conf.use_io_uring == NO ? -ENOSYS : exec_ring_init(&exec);
+
+	if (r && (conf.use_io_uring == YES || conf.io_poll))
+		return fail(r, "nvme_%s=yes, but io_uring is refused here: %s",
+		    conf.io_poll ? "io_poll" : "use_io_uring", strerror(-r));
+	if (r && WITH_URING && conf.use_io_uring == AUTO)
+		log_warn("io_uring is refused here (%s); using the thread "
+		    "engine", strerror(-r));
+	exec.uring = r == 0;
+	r = exec_run(&exec);
+	return !r && conf.io_poll ? exec_poll_start(dir) : r;
 }
 
 /* === exec =================================================== End === */
@@ -2251,11 +2414,21 @@ obj_load(struct obj *o)
 	obj_charge(o, (uint64_t)st.st_blocks * 512);
 }
 
+/* No more is written to o by O_DIRECT. */
+static void
+obj_close_direct(struct obj *o)
+{
+	sys_close(&o->wfd);
+	if (o->wfile)
+		exec_forget(o->wfile);
+	o->wfile = 0;
+}
+
 static void
 obj_free(struct obj *o)
 {
 	sys_close(&o->rfd);
-	sys_close(&o->wfd);
+	obj_close_direct(o);
 	if (o->bf)
 		be->close(o->bf);
 	free(o->map);
@@ -2391,6 +2564,9 @@ obj_create(struct obj *o)
 	GUARD(&o->lock);
 	o->rfd = fd;
 	o->wfd = wfd;
+	/* of one that is written at once a ring need not know */
+	if (wfd >= 0 && (v->size > IO_MAX || conf.io_poll))
+		o->wfile = exec_file();
 	return 0;
 }
 
@@ -2432,7 +2608,7 @@ ckpt_one(struct obj *o, bool quit)
 	WITH_LOCK(&o->lock) {
 		same = o->present == o->saved;
 		if (same && o->complete)
-			sys_close(&o->wfd);
+			obj_close_direct(o);
 	}
 	if (same && o->complete)
 		obj_charge(o, obj_bytes(o, 0, o->nblk));
@@ -3006,8 +3182,12 @@ fetch_write(struct fetch *f)
 	f->er = (struct exec_req){ .op = EXEC_WRITE, .buf = f->buf,
 		.len = f->len, .off = f->off, .done = fetch_written };
 	WITH_LOCK(&o->lock)
-		f->er.fd = o->wfd >= 0 && f->len % DIO_ALIGN == 0 ? o->wfd :
-		    o->rfd;
+		if (o->wfd >= 0 && f->len % DIO_ALIGN == 0) {
+			f->er.fd = o->wfd;
+			f->er.file = o->wfile;
+		} else {
+			f->er.fd = o->rfd;
+		}
 	exec_submit(&f->er);
 }
 
@@ -6436,15 +6616,15 @@ run(int ready)
 		return EXIT_USAGE;
 	r = mountpoint_check() ?: be->start() ?: store_open(backend) ?:
 	    pool_start(conf.buffer_memory, conf.cache_block_size) ?:
-	    exec_start() ?: fill_start() ?: store_start() ?:
+	    exec_start(store.dir) ?: fill_start() ?: store_start() ?:
 	    mount_fuse() ?: serve(ready);
 	stopping = true;
 	if (the_fuse)
 		fuse_destroy(the_fuse);
 	fill_stop();
 	be->stop();
-	if (exec.ntid)
-		exec_stop();
+	exec_stop(&exec);
+	exec_stop(&exec_polled);
 	while (pool.base && fetch_reclaim())
 		;
 	store_stop();

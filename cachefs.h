@@ -150,6 +150,7 @@ struct dirlist {
 struct exec_req {
 	enum { EXEC_READ, EXEC_WRITE } op;
 	int fd;
+	uint64_t file;			/* of an O_DIRECT fd: see exec_file() */
 	char *buf;
 	size_t len, did;		/* asked for; done so far */
 	uint64_t off;
@@ -210,6 +211,7 @@ struct obj {
 	pthread_mutex_t lock;		/* below: may not hold it across I/O */
 	pthread_cond_t cond;		/* a fetch changed state */
 	int rfd, wfd;			/* [b] data: buffered; O_DIRECT or -1 */
+	uint64_t wfile;			/* [b] wfd's exec_file(), or 0 */
 	uint64_t *map;			/* [b] blocks present */
 	uint64_t *sums;			/* [b] their checksums behind it, or NULL */
 	uint64_t present;		/* [b] bits set in map */

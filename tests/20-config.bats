@@ -170,6 +170,8 @@ cannot_mount() { # WORD... -- ARG...
 	    -o "$GOOD,cache_min_file_size=2M,cache_max_file_size=1M" "$MNT"
 	refuses 2 io_poll direct_io -- \
 	    -o "$GOOD,nvme_io_poll=yes,nvme_direct_io=no" "$MNT"
+	refuses 2 io_poll io_uring -- \
+	    -o "$GOOD,nvme_io_poll=yes,nvme_use_io_uring=no" "$MNT"
 	refuses 2 polling_mode use_io_uring -- \
 	    -o "$GOOD,nvme_polling_mode=yes,nvme_use_io_uring=no" "$MNT"
 	[ ! -e "$CACHE" ]

@@ -455,3 +455,25 @@ all_completed() {
 		stop_cachefs
 	done
 }
+
+@test "a disk that does not poll is not polled, one that does is" {
+	make_file "$EXPORT/f" 8000001
+	start_nfs
+	start_cachefs
+	need io_uring
+	stop_cachefs
+	dev=/sys/dev/block/$(mountpoint -d "$(stat -c %m "$CACHE")" || :)
+	[ -e "$dev/queue" ] || dev=$dev/..
+	if [ "$(cat "$dev/queue/io_poll" 2>/dev/null)" = 0 ]; then
+		refuses 1 io_poll "does not poll" -- \
+		    -o "$(cachefs_opts nvme_io_poll=yes log_level=error)" "$MNT"
+		return
+	fi
+	# What has no block device of its own may say so when it is tried.
+	if ! start_cachefs nvme_io_poll=yes; then
+		grep "can't be polled" "$LOG"
+		return
+	fi
+	cache_file f
+	same "$EXPORT/f" "$MNT/f"
+}

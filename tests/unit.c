@@ -630,7 +630,7 @@ exec_restart(enum tri uring, bool fixed, const char *text)
 	conf.use_io_uring = uring;
 	conf.queue_depth = 8;
 	conf.fixed_buffers = fixed;
-	if ((WITH_URING || uring != YES) && !exec_start())
+	if ((WITH_URING || uring != YES) && !exec_start(-1))
 		return true;
 	printf("ok %u - %s # SKIP no io_uring here\n", ++claims, text);
 	return false;
@@ -660,7 +660,8 @@ test_exec(enum tri uring, bool direct, const char *text)
 	for (int i = 0; i < N; i++) {
 		rq[i] = (struct exec_req){ .op = EXEC_WRITE, .fd = dfd,
 			.buf = p + i * 16 * KiB, .len = 16 * KiB,
-			.off = (uint64_t)i * 16 * KiB, .done = count_done };
+			.off = (uint64_t)i * 16 * KiB, .done = count_done,
+			.file = direct ? 1 + (uint64_t)i % 3 : 0 };
 		exec_submit(&rq[i]);
 	}
 	wait_done(N);
@@ -693,7 +694,7 @@ test_exec(enum tri uring, bool direct, const char *text)
 			.done = keep_res, .res = 1 };
 		exec_submit(&rq[i]);
 	}
-	exec_stop();
+	exec_stop(&exec);
 	for (int i = 0; i < N; i++)
 		bad += rq[i].res != 16 * KiB;
 	T(ndone == N && bad == 0 && exec.ntid == 0);
@@ -702,6 +703,78 @@ test_exec(enum tri uring, bool direct, const char *text)
 	pool_put(q, MiB);
 	close(fd);
 	close(dfd);
+	claim(text);
+}
+
+/* A ring may keep a file registered, but not longer than we want it to. */
+static void
+test_exec_files(void)
+{
+	const char *text = "a file that is forgotten is closed by the ring";
+	uint64_t file = exec_file(), other = file + EXEC_FILES;
+	struct pollfd pfd;
+	int p[2], q[2];
+	char byte[3], x[] = "x";
+
+	if (!exec_restart(YES, false, text))
+		return;
+	T(!pipe2(p, O_CLOEXEC) && !pipe2(q, O_CLOEXEC));
+	for (int i = 0; i < 2; i++)	/* both want one slot, in turn */
+		for (int k = 0; k < 2; k++)
+			T(exec_do(&(struct exec_req){ .op = EXEC_WRITE,
+			    .fd = k ? q[1] : p[1], .file = k ? other : file,
+			    .buf = x, .len = 1 }) == 1);
+	T(read(p[0], byte, 3) == 2 && read(q[0], byte, 3) == 2);
+	close(p[1]);
+	close(q[1]);
+	exec_forget(file);
+	exec_forget(other);
+	pfd = (struct pollfd){ .fd = q[0], .events = POLLIN };
+	T(poll(&pfd, 1, 20000) == 1 && pfd.revents & POLLHUP);
+	exec_stop(&exec);
+	close(p[0]);
+	close(q[0]);
+	claim(text);
+}
+
+/* Not every disk polls: then each write says so, and does nothing else. */
+static void
+test_exec_polled(void)
+{
+	const char *text = "a polled ring writes, or says that it can't";
+	struct exec_req r = { .op = EXEC_WRITE, .file = exec_file(),
+		.len = 64 * KiB };
+	int res = 0, fd;
+	char *p, *q;
+
+	pool_restart(8 * MiB, 64 * KiB);
+	if (!exec_restart(YES, true, text))
+		return;
+	fd = open(in_tmp("polled"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	r.fd = open(in_tmp("polled"), O_WRONLY | O_DIRECT | O_CLOEXEC);
+	exec_polled.polled = true;
+	if (r.fd >= 0 && !exec_ring_init(&exec_polled)) {
+		exec_polled.uring = true;
+		T(!exec_run(&exec_polled));
+		p = pool_get(64 * KiB);
+		q = pool_get(64 * KiB);
+		memset(p, 'p', 64 * KiB);
+		r.buf = p;
+		for (int i = 0; i < 100 && res >= 0; i++) {
+			r.off = (uint64_t)i * 64 * KiB;
+			res = exec_do(&r);
+			T(res == 64 * KiB || res == -EOPNOTSUPP);
+			T(res < 0 || (exec_read(fd, q, 64 * KiB, r.off) ==
+			    64 * KiB && !memcmp(p, q, 64 * KiB)));
+		}
+		exec_forget(r.file);
+		pool_put(p, 64 * KiB);
+		pool_put(q, 64 * KiB);
+	}
+	exec_stop(&exec_polled);
+	exec_stop(&exec);
+	close(fd);
+	close(r.fd);
 	claim(text);
 }
 
@@ -1522,7 +1595,7 @@ test_fetch(enum tri uring)
 	pthread_mutex_unlock(&fake.lock);
 	pthread_join(fake.tid[0], NULL);
 	pthread_join(fake.tid[1], NULL);
-	exec_stop();
+	exec_stop(&exec);
 	while (fetch_reclaim())
 		;
 	store_stop();
@@ -1575,6 +1648,8 @@ main(void)
 	test_exec(NO, true, "threads: the same by O_DIRECT");
 	test_exec(YES, false, "io_uring: what was written is read back");
 	test_exec(YES, true, "io_uring: the same by O_DIRECT, fixed buffers");
+	test_exec_files();
+	test_exec_polled();
 	test_index();
 	test_names();
 	test_tokens();
