@@ -227,7 +227,8 @@ lk_release(pthread_mutex_t **m)
 	X(fills_completed) X(fills_failed) X(evicted_objects) \
 	X(evicted_bytes) X(invalidated) X(checksum_errors) X(buffer_waits) \
 	X(sqe_submitted) X(cqe_completed) X(submit_calls) X(queue_depth_max) \
-	X(daemon_reads)
+	X(daemon_reads) X(prefetched_bytes) X(prefetch_used_bytes) \
+	X(prefetch_wasted_bytes)
 
 static struct {
 #define X(n) _Atomic uint64_t n;
@@ -1577,7 +1578,7 @@ exec_stop(struct engine *e)
 	if (e->uring)
 		io_uring_queue_exit(&e->ring);
 #endif
-	e->uring = false;
+	e->uring = e->files = false;
 	e->ntid = 0;
 	sys_close(&e->wake);
 }
@@ -2916,6 +2917,8 @@ store_stop(void)
  */
 #define AHEAD_MAX (32 * MiB)		/* read-ahead window of one stream */
 #define AHEAD_START (128 * KiB)		/* read in a row before any */
+#define STRIDE_MIN 2			/* equal distances before any */
+#define STRIDE_MAX 32			/* reads ahead */
 #define FILL_INFLIGHT 8			/* fetches of one background fill */
 #define FILL_TRIES 10			/* rounds without room before it ends */
 
@@ -2924,6 +2927,11 @@ struct stream {				/* the reads of one open file */
 	uint64_t next;			/* where a sequential reader goes on */
 	uint64_t run;			/* bytes read in a row */
 	uint64_t ahead;			/* fetched ahead up to here */
+	uint64_t most;			/* window at most; 0: not known yet */
+	uint64_t wasted;		/* o->wasted when that was last set */
+	uint64_t last;			/* offset of the last read */
+	int64_t stride;			/* from the one before to that */
+	unsigned strides;		/* how often in a row */
 	bool counted;			/* in fill.streams */
 };
 
@@ -3017,6 +3025,11 @@ fetch_free(struct fetch *f)
 {
 	struct obj *o = f->o;
 
+	if (f->born_ahead && f->state == F_KEPT) {
+		COUNT(prefetch_wasted_bytes, f->len - MIN(f->used, f->len));
+		if (!f->used)
+			o->wasted += f->len;
+	}
 	pool_put(f->buf, f->room);
 	free(f);
 	obj_put(o);
@@ -3208,6 +3221,8 @@ fetch_arrived(struct fetch *f, int err)
 		    f->off, f->len, o->attr.ver.fileid, strerror(-err));
 	else
 		COUNT(backend_read_bytes, f->len);
+	if (!err && f->born_ahead)
+		COUNT(prefetched_bytes, f->len);
 	for (uint64_t i = 0; keep && conf.cache_checksum && i < n; i++)
 		f->sums[i] = XXH3_64bits(f->buf + i * o->bs,
 		    MIN(o->bs, f->len - i * o->bs));
@@ -3317,14 +3332,58 @@ fetch_round(const struct obj *o, uint64_t end)
 	return MIN(ROUND_UP(end, b), o->attr.ver.size);
 }
 
-/* Note a read of [off, end) and say how far to read ahead: 0 = not at all.
- * Requests of one reader arrive in any order, hence the tolerance. */
+/* What a reader is expected to want next. */
+struct plan {
+	uint64_t from, to;		/* this range, or */
+	int64_t stride;			/* n more reads like its last one */
+	unsigned n;
+};
+
+/* The window that s may have: half as much when something of what was fetched
+ * for the object was thrown out unread, more again while that does not happen.
+ * Sequential readers share half of the pool. */
 static uint64_t
-stream_note(struct stream *s, uint64_t off, uint64_t end, uint64_t *from)
+stream_most_locked(struct stream *s, const struct obj *o)
 {
-	uint64_t window = 0;
+	uint64_t wasted = o->wasted;
+
+	if (!s->counted)
+		fill.streams++;
+	s->counted = true;
+	s->most = !s->most ? AHEAD_MAX : wasted != s->wasted ?
+	    MAX(s->most / 2, MiB) : MIN(s->most + s->most / 16, AHEAD_MAX);
+	s->wasted = wasted;
+	return MIN(s->most, pool.size / 2 / MAX(fill.streams, 1));
+}
+
+/*
+ * Note a read of [off, end) and plan what to read ahead.  Sequential: a window
+ * that grows with what was read in a row.  The kernel sends the requests of
+ * one reader in any order, hence the tolerance.  Else, when the distance
+ * between reads repeats (a column of a table, or backwards): so many more as
+ * there were.
+ */
+static struct plan
+stream_note(struct stream *s, const struct obj *o, uint64_t off, uint64_t end)
+{
+	int64_t stride = (int64_t)(off - s->last);
+	uint64_t window, most;
+	struct plan p = { 0 };
 
 	GUARD(&s->lock);
+	s->strides = stride && stride == s->stride ? s->strides + 1 : 0;
+	s->stride = stride;
+	s->last = off;
+	if (s->strides >= STRIDE_MIN && (stride < 0 ||
+	    (uint64_t)stride > end - off)) {
+		most = stream_most_locked(s, o) / MAX(end - off, o->bs);
+		p.stride = stride;
+		p.n = (unsigned)MIN(MIN(s->strides, STRIDE_MAX), most);
+		s->run = 0;
+		s->next = end;
+		s->ahead = 0;
+		return p;
+	}
 	if (off <= s->next + MiB && end + 2 * MiB > s->next) {
 		s->run += end - off;
 	} else {
@@ -3334,39 +3393,52 @@ stream_note(struct stream *s, uint64_t off, uint64_t end, uint64_t *from)
 	}
 	s->next = MAX(s->next, end);
 	if (s->run >= AHEAD_START) {
-		if (!s->counted)
-			fill.streams++;
-		s->counted = true;
-		window = MIN(MAX(s->run * 2, MiB), MIN(AHEAD_MAX,
-		    pool.size / 2 / MAX(fill.streams, 1)));
+		window = MIN(MAX(s->run * 2, MiB), stream_most_locked(s, o));
+		p.from = MAX(s->next, s->ahead);
+		p.to = s->next + window;
 	}
-	*from = MAX(s->next, s->ahead);
-	end = s->next + window;
-	return window && end > *from ? end : 0;
+	return p;
 }
 
-/* Start fetches for what a sequential reader will want next, as far as
- * buffers go round.  Never waits. */
-static void
-fetch_ahead(struct obj *o, struct stream *s, uint64_t from, uint64_t to)
+/* Start fetching the first gap in [*from, to), ahead of a reader, and set *from
+ * to its end.  Never waits; false: there is none, or no buffer for it now. */
+static bool
+fetch_ahead_one(struct obj *o, uint64_t *from, uint64_t to)
 {
 	unsigned most = MAX(conf.nfs_connections * CONN_WINDOW / 2, 4);
 	size_t size = 0;
 	char *buf;
 
+	WITH_LOCK(&o->lock)
+		size = o->ahead >= most ? 0 :
+		    fetch_gap_locked(o, from, fetch_round(o, to));
+	buf = size ? pool_try(size, pool.size / 4) : NULL;
+	if (!buf || fetch_start(o, *from, *from + size, buf, size,
+	    PRIO_AHEAD) < 0)
+		return false;
+	*from += size;
+	return true;
+}
+
+/* Start fetches for what the reader of [off, end) will want next, as far as
+ * buffers go round.  Never waits. */
+static void
+fetch_ahead(struct obj *o, struct stream *s, struct plan p, uint64_t off,
+    uint64_t end)
+{
+	uint64_t size = o->attr.ver.size;
+
 	/* whole READs, but for the end of the file */
-	to = to < o->attr.ver.size ? to / IO_MAX * IO_MAX : o->attr.ver.size;
-	while (from < to) {
-		WITH_LOCK(&o->lock)
-			size = o->ahead >= most ? 0 :
-			    fetch_gap_locked(o, &from, fetch_round(o, to));
-		buf = size ? pool_try(size, pool.size / 4) : NULL;
-		if (!buf || fetch_start(o, from, from + size, buf, size,
-		    PRIO_AHEAD) < 0)
-			return;
-		from += size;
+	p.to = p.to < size ? p.to / IO_MAX * IO_MAX : size;
+	while (p.from < p.to && fetch_ahead_one(o, &p.from, p.to))
 		WITH_LOCK(&s->lock)
-			s->ahead = MAX(s->ahead, from);
+			s->ahead = MAX(s->ahead, p.from);
+	for (; p.n > 0; p.n--) {
+		off += (uint64_t)p.stride;	/* wraps below 0: then beyond */
+		end += (uint64_t)p.stride;
+		for (uint64_t at = off; at < size && at < end;)
+			if (!fetch_ahead_one(o, &at, MIN(end, size)))
+				break;
 	}
 }
 
@@ -3509,6 +3581,8 @@ fetch_copy_locked(struct fetch *f, char *buf, uint64_t off, uint64_t end)
 		memcpy(buf, f->buf + (off - f->off), n);
 	WITH_LOCK(&o->lock) {
 		f->refs--;
+		if (f->born_ahead && f->used < f->len)
+			COUNT(prefetch_used_bytes, MIN(n, f->len - f->used));
 		f->used += n;
 		over = fetch_over_locked(f);
 	}
@@ -3624,8 +3698,9 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 static ssize_t
 obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
 {
-	uint64_t end = MIN(off + size, o->attr.ver.size), pos = off, to, from;
+	uint64_t end = MIN(off + size, o->attr.ver.size), pos = off;
 	uint64_t began = now_us();
+	struct plan plan;
 	bool missed = false;
 	struct attr now;
 	ssize_t n = 0;
@@ -3638,11 +3713,11 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
 			return n;
 		fetch_demand(o, off, end);
 		o->reading = end;
-		to = stream_note(s, off, end, &from);
-		if (to) {
+		plan = stream_note(s, o, off, end);
+		if (plan.to > plan.from)
 			o->streamed = began / 1000;
-			fetch_ahead(o, s, from, to);
-		}
+		if (plan.to > plan.from || plan.n)
+			fetch_ahead(o, s, plan, off, end);
 	}
 	for (; pos < end; pos += (size_t)n) {
 		n = obj_read_some(o, buf + (pos - off), pos, end, &missed);

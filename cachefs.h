@@ -222,6 +222,7 @@ struct obj {
 	_Atomic uint64_t reading;	/* [a] where the last read ended */
 	_Atomic uint64_t streamed;	/* [a] now_ms() of a read in a row */
 	unsigned ahead, fills;		/* [b] such fetches in flight */
+	_Atomic uint64_t wasted;	/* [a] bytes fetched ahead and not read */
 	STAILQ_ENTRY(obj) fill_next;	/* fill.lock: queue */
 	_Atomic bool filling;		/* fill.lock */
 	unsigned fill_tries;		/* [b] fills failed in a row */

@@ -456,6 +456,41 @@ all_completed() {
 	done
 }
 
+# Read 4 KiB at each of 40 offsets, by one descriptor and past the page cache.
+read_at() { # PYTHON-EXPRESSION of i
+	python3 - "$MNT/f" "$EXPORT/f" "$1" <<-'END'
+	import mmap, os, random, sys
+	fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+	orig = os.open(sys.argv[2], os.O_RDONLY)
+	buf = mmap.mmap(-1, 4096)
+	random.seed(7)
+	for i in range(40):
+	    at = eval(sys.argv[3])
+	    assert os.preadv(fd, [buf], at) == 4096
+	    assert buf[:] == os.pread(orig, 4096, at)
+	END
+}
+
+@test "reads at equal distances and backwards are fetched ahead of, random ones are not" {
+	make_file "$EXPORT/f" 64M
+	start_nfs
+	start_cachefs cache_fill=100 cache_block_size=64K
+	read_at '(i * 400) << 12'
+	used=$(stat_of prefetch_used_bytes)
+	[ "$used" -ge $((30 * 4096)) ]
+	[ "$used" -le "$(stat_of prefetched_bytes)" ]
+	stop_cachefs
+	CACHE=$WORK/cache2
+	start_cachefs cache_fill=100 cache_block_size=64K
+	read_at '(16000 - i * 399) << 12'
+	[ "$(stat_of prefetch_used_bytes)" -ge $((30 * 4096)) ]
+	stop_cachefs
+	CACHE=$WORK/cache3
+	start_cachefs cache_fill=100 cache_block_size=64K
+	read_at 'random.randrange(16000) << 12'
+	[ "$(stat_of prefetched_bytes)" = 0 ]
+}
+
 @test "a disk that does not poll is not polled, one that does is" {
 	make_file "$EXPORT/f" 8000001
 	start_nfs

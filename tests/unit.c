@@ -1261,21 +1261,62 @@ static void
 test_stream(void)
 {
 	struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER };
-	uint64_t from, to, last = 0;
+	struct obj o = { .bs = 256 * KiB };
+	uint64_t last = 0;
+	struct plan p;
 
-	T(!stream_note(&s, 0, 64 * KiB, &from));
+	pool_restart(64 * MiB, 256 * KiB);
+	p = stream_note(&s, &o, 0, 64 * KiB);
+	T(!p.to && !p.n);
 	for (uint64_t at = 64 * KiB; at < 64 * MiB; at += 64 * KiB) {
-		to = stream_note(&s, at, at + 64 * KiB, &from);
-		T(!to || (to > from && from >= at + 64 * KiB));
-		T(to <= at + 64 * KiB + AHEAD_MAX && (!to || to >= last));
-		if (to)
-			s.ahead = last = to;
+		p = stream_note(&s, &o, at, at + 64 * KiB);
+		T(p.to <= p.from || p.from >= at + 64 * KiB);
+		T(p.to <= at + 64 * KiB + AHEAD_MAX && !p.n);
+		if (p.to > p.from) {
+			T(p.to >= last);
+			s.ahead = last = p.to;
+		}
 	}
 	T(last > 64 * MiB && s.counted && fill.streams == 1);
-	T(!stream_note(&s, 500 * MiB, 501 * MiB, &from));
-	T(!stream_note(&s, 3 * MiB, 3 * MiB + 1, &from));
-	fill.streams = 0;
+	p = stream_note(&s, &o, 500 * MiB, 501 * MiB);
+	T(!p.to && !p.n);
+	p = stream_note(&s, &o, 3 * MiB, 3 * MiB + 1);
+	T(!p.to && !p.n);
 	claim("a sequential reader is read ahead of, one that jumps is not");
+
+	s.most = 0;
+	for (uint64_t at = 0; at < 256 * MiB; at += MiB) {
+		p = stream_note(&s, &o, at, at + MiB);
+		o.wasted += at == 250 * MiB || at == 251 * MiB;
+		if (at == 200 * MiB)
+			last = p.to - (at + MiB);
+	}
+	T(last == AHEAD_MAX && p.to - 256 * MiB < last);
+	T(p.to - 256 * MiB > last / 4);
+	claim("its window is less when what was fetched was not used");
+
+	for (int dir = -1; dir <= 1; dir += 2) {
+		uint64_t at = GiB;
+
+		for (int i = 0; i < 50; i++, at += (uint64_t)(dir * 10) * MiB) {
+			p = stream_note(&s, &o, at, at + 4096);
+			T(!p.to && p.n <= STRIDE_MAX);
+			T(i < 3 ? !p.n : p.n && p.stride == dir * 10 *
+			    (int64_t)MiB);
+		}
+	}
+	for (uint64_t at = GiB; at > GiB - MiB; at -= 4096)
+		p = stream_note(&s, &o, at, at + 4096);
+	T(p.n == STRIDE_MAX && p.stride == -4096);
+	for (int i = 0; i < 100; i++) {
+		uint64_t at = rnd() % GiB;
+
+		p = stream_note(&s, &o, at, at + 4096);
+		T(!p.n || !p.to);
+	}
+	T(!p.n && !p.to);
+	fill.streams = 0;
+	claim("reads at equal distances, or backwards, are read ahead of too");
 }
 
 /* === fetch: the whole way from a backend to the readers === */
