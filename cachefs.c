@@ -621,6 +621,8 @@ NVME(splice, TRI, "auto", "zero-copy fills from a directory"),
 FUSE(allow_other, BOOL, "no", "let other users in (permissions are checked)"),
 FUSE(passthrough, TRI, "auto",
 	"kernel reads complete files itself; yes = fail if it can't"),
+FUSE(no_open, BOOL, "no",
+	"the kernel opens files unasked; needs consistency=immutable"),
 FUSE(io_uring, BOOL, "no", "FUSE over io_uring"),
 FUSE(threads, NUM(2, 1024), "64", "requests processed at a time"),
 FUSE(attr_timeout, SECS, "1", "seconds the kernel keeps attributes"),
@@ -1009,6 +1011,12 @@ conf_check(const struct conf *c)
 		    "nvme_io_poll=yes needs nvme_direct_io=yes" },
 		{ c->io_poll && (!WITH_URING || c->use_io_uring == NO),
 		    "nvme_io_poll=yes needs io_uring, which is off" },
+		{ c->fuse_no_open && c->cache_consistency != CONS_IMMUTABLE,
+		    "fuse_no_open=yes needs cache_consistency=immutable: "
+		    "nobody would see that a file has changed" },
+		{ c->fuse_no_open && c->fuse_passthrough == YES,
+		    "fuse_no_open=yes and fuse_passthrough=yes: without an "
+		    "open there is nothing to pass through" },
 		{ c->splice == YES && c->cache_checksum,
 		    "nvme_splice=yes needs cache_checksum=no: spliced data is "
 		    "never seen by the daemon" },
@@ -5417,6 +5425,7 @@ stats_json(size_t *len)
  * succeeds.
  */
 #define ASIDE_STRIPES 256
+#define STATS_ROOM 8192			/* see op_read_path() */
 
 struct file {				/* an open file */
 	struct obj *o;			/* [I] NULL: the statistics */
@@ -5644,6 +5653,10 @@ op_getattr_special(const char *path, struct stat *st, bool lookup)
 			S_IFREG | 0444, .st_nlink = dir ? 2 : 1,
 			.st_uid = geteuid(), .st_gid = getegid(),
 			.st_ino = UINT64_MAX - dir };
+		if (conf.fuse_no_open && !dir) {	/* read by its size */
+			st->st_size = STATS_ROOM;
+			clock_gettime(CLOCK_REALTIME, &st->st_mtim);
+		}
 		return 0;
 	}
 	if (!path_is_aside(path))
@@ -5923,6 +5936,8 @@ op_open(const char *path, struct fuse_file_info *fi)
 
 	if ((fi->flags & O_ACCMODE) != O_RDONLY)
 		return -EROFS;
+	if (conf.fuse_no_open)
+		return -ENOSYS;		/* that was the last one */
 	if (!strcmp(path, CTL_STATS))
 		return op_open_stats(fi);
 	origin = op_origin(path);
@@ -5998,13 +6013,64 @@ op_release(const char *path, struct fuse_file_info *fi)
 	return 0;
 }
 
+static _Atomic uint64_t stats_node;	/* of which the kernel keeps pages */
+
+/* Called about once a second: statistics that were read without an open, and
+ * so through the page cache, are old now. */
+static void
+op_stats_age(void)
+{
+	uint64_t node = atomic_exchange(&stats_node, 0);
+
+	if (node)
+		fuse_lowlevel_notify_inval_inode(session, node, 0, 0);
+}
+
+/* A read of a file that the kernel has opened by itself (fuse_no_open).  The
+ * statistics are padded to a size that can be told beforehand. */
+static ssize_t
+op_read_path(const char *path, char *buf, size_t size, uint64_t off)
+{
+	struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER };
+	char text[STATS_ROOM], *json;
+	struct attr a;
+	struct obj *o;
+	size_t len;
+	ssize_t n;
+
+	if (is_ctl(path)) {
+		stats_node = cur->nodeid;
+		json = stats_json(&len);
+		snprintf(text, sizeof(text), "%-*s", STATS_ROOM - 1,
+		    json ? json : "");
+		free(json);
+		text[STATS_ROOM - 1] = '\n';
+		n = off < STATS_ROOM ? (ssize_t)MIN(size, STATS_ROOM - off) : 0;
+		memcpy(buf, text + off, (size_t)n);
+		return n;
+	}
+	COUNT(daemon_reads, 1);
+	n = op_validate(path, &a);
+	if (n)
+		return n;
+	o = obj_get(&a, path);
+	if (!o)
+		return -ENOMEM;
+	n = obj_read(o, &s, buf, size, off);
+	fill.streams -= s.counted;
+	obj_put(o);
+	return n;
+}
+
 static int
 op_read(const char *path, char *buf, size_t size, off_t off,
     struct fuse_file_info *fi)
 {
 	struct file *f = (struct file *)(uintptr_t)fi->fh;
 
-	(void)path;
+	if (!f)
+		return op_errno((int)op_read_path(path, buf, size,
+		    (uint64_t)off));
 	if (!f->o) {
 		size_t n = (size_t)off < f->text_len ? MIN(size, f->text_len -
 		    (size_t)off) : 0;
@@ -6222,7 +6288,11 @@ op_init(struct fuse_conn_info *c, struct fuse_config *cfg)
 #if HAVE_PASSTHROUGH
 	struct statfs { long type; long rest[31]; } sfs = { 0 };
 
-	if (conf.fuse_passthrough != NO &&
+	if (conf.fuse_no_open) {
+		op_feature(c, FUSE_CAP_NO_OPEN_SUPPORT, true);
+		op_feature(c, FUSE_CAP_AUTO_INVAL_DATA, true);
+		passthrough_off = "no_open";
+	} else if (conf.fuse_passthrough != NO &&
 	    op_feature(c, FUSE_CAP_PASSTHROUGH, true)) {
 		/* a cache on overlayfs is one level deeper; 0x794c7630 is its
 		 * magic, linux/magic.h */
@@ -6240,7 +6310,7 @@ op_init(struct fuse_conn_info *c, struct fuse_config *cfg)
 	c->max_background = (unsigned)MIN(conf.fuse_threads * 2, 1024);
 	c->congestion_threshold = c->max_background * 3 / 4;
 	cfg->use_ino = 1;
-	cfg->nullpath_ok = 1;
+	cfg->nullpath_ok = !conf.fuse_no_open;
 	cfg->hard_remove = 1;
 	cfg->kernel_cache = cfg->auto_cache = 0;
 	cfg->attr_timeout = strict ? 0 : conf.fuse_attr_timeout;
@@ -6627,6 +6697,7 @@ detach(int ready)
 static int
 serve(int ready)
 {
+	const struct timespec second = { 1, 0 };
 	struct stat st;
 	sigset_t set;
 	int sig, r = 0;
@@ -6647,8 +6718,11 @@ serve(int ready)
 		log_info("%s mounted on %s", conf.nfs_backend, conf.mountpoint);
 		if (ready >= 0)
 			detach(ready);
-		while (sigwait(&set, &sig) || sig == SIGHUP)
-			;
+		do {
+			sig = sigtimedwait(&set, NULL,
+			    conf.fuse_no_open ? &second : NULL);
+			op_stats_age();
+		} while (sig < 0 || sig == SIGHUP);
 	}
 	workers_stop();
 	fuse_unmount(the_fuse);

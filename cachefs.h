@@ -111,7 +111,8 @@ struct conf {
 	unsigned use_io_uring, queue_depth, polling_mode, sq_poll_idle_ms;
 	unsigned io_poll, fixed_buffers, use_hugepages, direct_io, splice;
 	uint64_t buffer_memory;
-	unsigned fuse_allow_other, fuse_passthrough, fuse_io_uring;
+	unsigned fuse_allow_other, fuse_passthrough, fuse_no_open;
+	unsigned fuse_io_uring;
 	unsigned fuse_threads;
 	double fuse_attr_timeout, fuse_entry_timeout, fuse_negative_timeout;
 	uint64_t fuse_readahead;

@@ -13,8 +13,8 @@ cache_min_file_size cache_max_file_size cache_include cache_exclude
 cache_checksum cache_offline cache_offline_max_age nvme_use_io_uring
 nvme_queue_depth nvme_polling_mode nvme_sq_poll_idle_ms nvme_io_poll
 nvme_fixed_buffers nvme_use_hugepages nvme_direct_io nvme_buffer_memory
-nvme_splice fuse_allow_other fuse_passthrough fuse_io_uring fuse_threads
-fuse_attr_timeout fuse_entry_timeout fuse_negative_timeout fuse_readahead
+nvme_splice fuse_allow_other fuse_passthrough fuse_no_open fuse_io_uring
+fuse_threads fuse_attr_timeout fuse_entry_timeout fuse_negative_timeout fuse_readahead
 log_level log_target"
 
 # cachefs ARG...; $status, $output (stdout) and $stderr.

@@ -107,7 +107,7 @@ cannot_mount() { # WORD... -- ARG...
 @test "booleans are yes no true false on off 1 0 and nothing else" {
 	for name in cache_checksum nvme_polling_mode nvme_io_poll \
 	    nvme_fixed_buffers nvme_use_hugepages nvme_direct_io \
-	    fuse_allow_other fuse_io_uring; do
+	    fuse_allow_other fuse_no_open fuse_io_uring; do
 		bad_values "$name" maybe 2
 	done
 	for value in yes no true false on off 1 0; do
@@ -170,6 +170,9 @@ cannot_mount() { # WORD... -- ARG...
 	    -o "$GOOD,cache_min_file_size=2M,cache_max_file_size=1M" "$MNT"
 	refuses 2 io_poll direct_io -- \
 	    -o "$GOOD,nvme_io_poll=yes,nvme_direct_io=no" "$MNT"
+	refuses 2 no_open immutable -- -o "$GOOD,fuse_no_open=yes" "$MNT"
+	refuses 2 no_open passthrough -- -o "$GOOD,fuse_no_open=yes" \
+	    -o cache_consistency=immutable,fuse_passthrough=yes "$MNT"
 	refuses 2 io_poll io_uring -- \
 	    -o "$GOOD,nvme_io_poll=yes,nvme_use_io_uring=no" "$MNT"
 	refuses 2 polling_mode use_io_uring -- \

@@ -491,6 +491,35 @@ read_at() { # PYTHON-EXPRESSION of i
 	[ "$(stat_of prefetched_bytes)" = 0 ]
 }
 
+@test "with fuse_no_open the kernel opens, and reads again, without the daemon" {
+	make_file "$EXPORT/f" 3000001
+	make_file "$EXPORT/g" 10
+	: >"$EXPORT/empty"
+	start_nfs
+	start_cachefs fuse_no_open=yes cache_consistency=immutable \
+	    fuse_attr_timeout=3600 fuse_entry_timeout=3600
+	for file in f g empty; do
+		same "$EXPORT/$file" "$MNT/$file"
+	done
+	[ "$(stat_of passthrough)" = off:no_open ]
+	# The page cache keeps the statistics for a second.
+	wait_until 10 reads_are_new 0
+	[ "$(stat_of opens_buffered)" = 0 ]
+	reads=$(stat_of daemon_reads)
+	for file in f g empty f g empty; do
+		same "$EXPORT/$file" "$MNT/$file"
+	done
+	drop_caches
+	[ "$(stat_of daemon_reads)" = "$reads" ]
+	same "$EXPORT/f" "$MNT/f"
+	wait_until 10 reads_are_new "$reads"
+	[ "$(stat_of backend_read_bytes)" = 3000011 ]
+}
+
+reads_are_new() { # OLD
+	[ "$(stat_of daemon_reads)" -gt "$1" ]
+}
+
 @test "a disk that does not poll is not polled, one that does is" {
 	make_file "$EXPORT/f" 8000001
 	start_nfs
