@@ -228,7 +228,7 @@ lk_release(pthread_mutex_t **m)
 	X(evicted_bytes) X(invalidated) X(checksum_errors) X(buffer_waits) \
 	X(sqe_submitted) X(cqe_completed) X(submit_calls) X(queue_depth_max) \
 	X(daemon_reads) X(prefetched_bytes) X(prefetch_used_bytes) \
-	X(prefetch_wasted_bytes)
+	X(prefetch_wasted_bytes) X(spliced_bytes)
 
 static struct {
 #define X(n) _Atomic uint64_t n;
@@ -1021,7 +1021,6 @@ conf_check(const struct conf *c)
 		    "nvme_splice=yes needs cache_checksum=no: spliced data is "
 		    "never seen by the daemon" },
 		/* Parsed, but their function is not here yet. */
-		{ c->splice == YES, "nvme_splice=yes is not supported yet" },
 		{ c->cache_eviction, "cache_eviction=lfu and sieve are not "
 		    "supported yet; use lru" },
 		{ c->cache_offline_max_age,
@@ -3038,7 +3037,8 @@ fetch_free(struct fetch *f)
 		if (!f->used)
 			o->wasted += f->len;
 	}
-	pool_put(f->buf, f->room);
+	if (f->buf)
+		pool_put(f->buf, f->room);
 	free(f);
 	obj_put(o);
 }
@@ -3068,7 +3068,7 @@ fetch_over_locked(struct fetch *f)
 		return false;
 	if (f->state == F_FAILED)
 		return true;		/* unhooked when it failed */
-	if (f->used < f->len && (f->prio != PRIO_FILL || f->wanted))
+	if (f->buf && f->used < f->len && (f->prio != PRIO_FILL || f->wanted))
 		return false;
 	WITH_LOCK(&pool.lock) {
 		if (!f->listed)
@@ -3231,7 +3231,7 @@ fetch_arrived(struct fetch *f, int err)
 		COUNT(backend_read_bytes, f->len);
 	if (!err && f->born_ahead)
 		COUNT(prefetched_bytes, f->len);
-	for (uint64_t i = 0; keep && conf.cache_checksum && i < n; i++)
+	for (uint64_t i = 0; keep && f->buf && conf.cache_checksum && i < n; i++)
 		f->sums[i] = XXH3_64bits(f->buf + i * o->bs,
 		    MIN(o->bs, f->len - i * o->bs));
 	if (err && f->store)
@@ -3254,10 +3254,15 @@ fetch_arrived(struct fetch *f, int err)
 		pthread_cond_broadcast(&o->cond);
 		over = fetch_over_locked(f);
 	}
-	if (keep)
+	if (keep && f->buf) {
 		fetch_write(f);
-	else if (over)
+	} else if (keep) {
+		COUNT(spliced_bytes, f->len);
+		f->er.res = (int)f->len;
+		fetch_written(&f->er);
+	} else if (over) {
 		fetch_free(f);
+	}
 	obj_put(o);
 }
 
@@ -3286,8 +3291,9 @@ fetch_reserve(struct fetch *f)
 
 /*
  * Start fetching the first gap in [off, end) into buf, which has room bytes
- * and becomes the fetch's, or the pool's again.  Returns the bytes asked for,
- * 0 = there was no gap any more, or -errno: a fill that could not be stored.
+ * and becomes the fetch's, or the pool's again; NULL: see struct fetch.  Returns
+ * the bytes asked for, 0 = there was no gap any more, or -errno: a fill that
+ * could not be stored.
  */
 static ssize_t
 fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
@@ -3317,7 +3323,8 @@ fetch_start(struct obj *o, uint64_t off, uint64_t end, char *buf, size_t room,
 	if (!len) {
 		n = f && o->tab;
 		free(f);
-		pool_put(buf, room);
+		if (buf)
+			pool_put(buf, room);
 		return n ? 0 : -ENOMEM;
 	}
 	obj_ref(o);
@@ -3457,8 +3464,10 @@ fill_step(struct obj *o)
 	while (!o->complete && !o->gone && !stopping) {
 		bool from_start = o->fill_pos == 0;
 		unsigned busy = 0, tries = 0;
+		bool copies = be->copies && conf.splice != NO &&
+		    !conf.cache_checksum;
 		size_t size = 0;
-		char *buf;
+		char *buf = NULL;
 
 		WITH_LOCK(&o->lock) {
 			size = fetch_gap_locked(o, &o->fill_pos,
@@ -3480,7 +3489,11 @@ fill_step(struct obj *o)
 				return busy > 0;
 			continue;
 		}
-		if (busy >= FILL_INFLIGHT || backend_down ||
+		if (busy >= FILL_INFLIGHT || backend_down)
+			return true;
+		/* From file to file the data needs none of our memory, and the
+		 * file systems may share it.  If that failed: by a buffer. */
+		if ((!copies || tries) &&
 		    !(buf = pool_try(size, pool.size / 2)))
 			return true;
 		if (fetch_start(o, o->fill_pos, o->fill_pos + size, buf, size,
@@ -3580,8 +3593,10 @@ fetch_copy_locked(struct fetch *f, char *buf, uint64_t off, uint64_t end)
 	while (f->state == F_QUEUED && r != -EINTR)
 		r = wait_on(&o->cond, &o->lock, 0);
 	r = f->state == F_QUEUED ? -EINTR : f->state == F_FAILED ? f->err : 0;
-	if (r == -ENOSPC && f->born_fill) {	/* never asked the server: */
-		r = 0;			/* our caller starts its own */
+	/* a fill that never asked the server, or went from file to file: our
+	 * caller starts its own fetch, or finds the bytes on disk */
+	if (!f->buf || (r == -ENOSPC && f->born_fill)) {
+		r = r == -EINTR ? r : 0;
 		n = 0;
 	}
 	pthread_mutex_unlock(&o->lock);
@@ -3887,13 +3902,43 @@ bdir_open(struct obj *o, const char *path, struct attr *now)
 	return bfile_settle(o, bf, r);
 }
 
+/* Copy what f wants from the source to the cache file: by the file systems, or
+ * where these differ through a pipe.  Bytes, short at the end of the file, or
+ * -errno. */
+static ssize_t
+bdir_copy(struct fetch *f)
+{
+	int from = f->o->bf->fd, to = f->o->rfd, p[2] = { -1, -1 };
+	off_t in = (off_t)f->off, out = in, end = in + (off_t)f->len;
+	ssize_t n = 1;
+
+	while (in < end && n > 0)
+		n = copy_file_range(from, &in, to, &out, (size_t)(end - in), 0);
+	if (n >= 0 || (errno != EXDEV && errno != EINVAL && errno != ENOSYS &&
+	    errno != EOPNOTSUPP))
+		return n < 0 ? -errno : in - (off_t)f->off;
+	if (pipe2(p, O_CLOEXEC))
+		return -errno;
+	fcntl(p[1], F_SETPIPE_SZ, (int)IO_MAX);	/* or stays at 64 KiB */
+	for (n = 1; in < end && n > 0;) {
+		n = splice(from, &in, p[1], NULL, (size_t)(end - in), 0);
+		while (n > 0 && out < in)
+			n = splice(p[0], NULL, to, &out, (size_t)(in - out), 0);
+	}
+	n = n < 0 ? -errno : in - (off_t)f->off;
+	close(p[0]);
+	close(p[1]);
+	return n;
+}
+
 /* Read what f wants; -ESTALE if the file is not the version it was, before
  * or after. */
 static int
 bdir_fetch(struct fetch *f)
 {
 	struct obj *o = f->o;
-	ssize_t n = sys_pread(o->bf->fd, f->buf, f->len, f->off);
+	ssize_t n = f->buf ? sys_pread(o->bf->fd, f->buf, f->len, f->off) :
+	    bdir_copy(f);
 	struct attr now = { 0 };
 
 	COUNT(backend_requests, 1);
@@ -4057,8 +4102,8 @@ bdir_stop(void)
 }
 
 static const struct backend bdir_backend = { "directory", bdir_start,
-	bdir_stop, bdir_getattr, bdir_open, bdir_close, bdir_read, bdir_raise,
-	bdir_readdir, bdir_readlink, bdir_statfs };
+	bdir_stop, bdir_getattr, bdir_open, bdir_close, bdir_read, true,
+	bdir_raise, bdir_readdir, bdir_readlink, bdir_statfs };
 
 /* === bdir =================================================== End === */
 
@@ -5334,7 +5379,7 @@ bnfs_stop(void)
 }
 
 static const struct backend bnfs_backend = { "nfs", bnfs_start, bnfs_stop,
-	bnfs_getattr, bnfs_open, bnfs_close, bnfs_read, bnfs_raise,
+	bnfs_getattr, bnfs_open, bnfs_close, bnfs_read, false, bnfs_raise,
 	bnfs_readdir, bnfs_readlink, bnfs_statfs };
 
 /* === bnfs =================================================== End === */

@@ -177,7 +177,8 @@ struct fetch {
 	TAILQ_ENTRY(fetch) kept;	/* [p] of buffers kept for readers */
 	uint64_t off;			/* [I] byte offset, block aligned */
 	size_t len, room;		/* [I] bytes to fetch; of buffer */
-	char *buf;			/* [I] pool memory */
+	char *buf;			/* [I] pool memory; NULL: a copy from
+					 * file to file, see fill_step() */
 	size_t got;			/* [o] backend: bytes so far */
 	size_t used;			/* [b] bytes copied out to readers */
 	enum fetch_state state;		/* [b] */
@@ -276,6 +277,7 @@ struct backend {
 	int (*open)(struct obj *, const char *path, struct attr *now);
 	void (*close)(struct bfile *);
 	void (*read)(struct fetch *);	/* ends in fetch_arrived() */
+	bool copies;			/* read() takes fetches without buf */
 	void (*raise)(struct fetch *);	/* its prio is PRIO_DEMAND now */
 	int (*readdir)(const char *path, struct dirlist *);
 	int (*readlink)(const char *path, char *buf, size_t size);

@@ -520,6 +520,39 @@ reads_are_new() { # OLD
 	[ "$(stat_of daemon_reads)" -gt "$1" ]
 }
 
+# Fill $BACKEND/f in the background, and compare.
+fills() { # [OPT...]
+	start_cachefs cache_fill=0 "$@"
+	head -c 1 "$MNT/f" >/dev/null
+	wait_complete "$MNT/f"
+	same "$BACKEND/f" "$MNT/f"
+	spliced=$(stat_of spliced_bytes)
+	drop_caches
+	same "$BACKEND/f" "$MNT/f"
+	stop_cachefs
+}
+
+@test "without checksums a directory's files are filled from file to file" {
+	loop_disk disk 600M xfs
+	BACKEND=$WORK/disk/src
+	mkdir "$BACKEND"
+	make_file "$BACKEND/f" 50000001
+	fills
+	[ "$spliced" = 0 ]
+	CACHE=$WORK/cache-ext4	# another file system than the source's
+	fills cache_checksum=no nvme_splice=no
+	[ "$spliced" = 0 ]
+	rm -r "$CACHE"
+	fills cache_checksum=no
+	# A reader's block may have come by a buffer.
+	[ "$spliced" -ge 49000000 ]
+	CACHE=$WORK/disk/cache	# the same one, which can share extents
+	fills cache_checksum=no nvme_splice=yes
+	[ "$spliced" -ge 49000000 ]
+	filefrag -v "$CACHE"/objects/*/????????????????????????????????* |
+	    grep shared
+}
+
 @test "a disk that does not poll is not polled, one that does is" {
 	make_file "$EXPORT/f" 8000001
 	start_nfs

@@ -326,13 +326,18 @@ netns_link() { # up | down [NAME]
 	export NFS_NETNS=$ns NFS_BIND=${net%.*}.$((${net##*.} + 2))
 }
 
-# An empty ext4 of SIZE on a loop device, mounted on $WORK/NAME.
-loop_disk() { # NAME SIZE
+# An empty ext4 (or xfs) of SIZE on a loop device, mounted on $WORK/NAME.
+loop_disk() { # NAME SIZE [xfs]
 	need root loop
 	mkdir "$WORK/$1"
 	truncate -s "$2" "$WORK/$1.img"
-	mkfs.ext4 -q -F -m 0 "$WORK/$1.img"
-	mount -o loop,errors=remount-ro "$WORK/$1.img" "$WORK/$1"
+	if [ "${3:-ext4}" = xfs ]; then
+		mkfs.xfs -q "$WORK/$1.img"
+		mount -o loop "$WORK/$1.img" "$WORK/$1"
+	else
+		mkfs.ext4 -q -F -m 0 "$WORK/$1.img"
+		mount -o loop,errors=remount-ro "$WORK/$1.img" "$WORK/$1"
+	fi
 	undo umount -l "$WORK/$1"
 }
 
