@@ -1246,10 +1246,10 @@ struct engine {
 	bool uring;			/* [I] */
 	bool polled;			/* [I] IOPOLL */
 	bool fixed;			/* [I] the pool is registered */
-	bool files;			/* [I] files can be registered */
 	pthread_t tid[EXEC_THREADS];	/* [I] */
 	unsigned ntid;			/* [I] */
 	pthread_mutex_t lock;		/* the rest */
+	bool files;			/* files can be registered */
 	pthread_cond_t cond;		/* threads: something is queued */
 	struct exec_list queue;
 	bool quit;
@@ -1283,7 +1283,7 @@ exec_kick(struct engine *e)
 static void
 exec_submit(struct exec_req *r)
 {
-	struct engine *e = r->file && exec_polled.ntid ? &exec_polled : &exec;
+	struct engine *e = r->file && exec_polled.polled ? &exec_polled : &exec;
 	bool kick = false;
 
 	r->did = 0;
@@ -1311,20 +1311,17 @@ exec_file(void)
 static void
 exec_forget(uint64_t file)
 {
-	struct engine *e = exec_polled.ntid ? &exec_polled : &exec;
+	struct engine *e = exec_polled.polled ? &exec_polled : &exec;
 	uint64_t *gone = &e->gone[file % EXEC_FILES];
-	bool kick = false;
 
-	if (!e->files)
+	GUARD(&e->lock);
+	if (!e->files)			/* or no more: it has been stopped */
 		return;
-	WITH_LOCK(&e->lock) {
-		*gone = MAX(*gone, file);
-		e->forget = true;
-		kick = !e->kicked;
-		e->kicked = true;
-	}
-	if (kick)
+	*gone = MAX(*gone, file);
+	e->forget = true;
+	if (!e->kicked)
 		exec_kick(e);
+	e->kicked = true;
 }
 
 static void
@@ -1585,8 +1582,10 @@ exec_stop(struct engine *e)
 	if (e->uring)
 		io_uring_queue_exit(&e->ring);
 #endif
-	e->uring = e->files = false;
+	e->uring = false;
 	e->ntid = 0;
+	GUARD(&e->lock);
+	e->files = false;
 	sys_close(&e->wake);
 }
 

@@ -772,6 +772,7 @@ test_exec_polled(void)
 		pool_put(q, 64 * KiB);
 	}
 	exec_stop(&exec_polled);
+	exec_polled.polled = false;
 	exec_stop(&exec);
 	close(fd);
 	close(r.fd);
