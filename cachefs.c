@@ -2336,10 +2336,12 @@ idx_write(struct obj *o)
 	r = fdatasync(rfd) ? -errno : store_write(store.objects, tmp, h,
 	    sizeof(*h) + h->body_size);
 	WITH_LOCK(key_lock(v)) {
-		if (!r && !o->superseded && renameat(store.objects, tmp,
+		if (!h->present && !o->superseded)	/* nothing is left */
+			unlinkat(store.objects, key_path(v, ".idx", p), 0);
+		else if (!r && !o->superseded && renameat(store.objects, tmp,
 		    store.objects, key_path(v, ".idx", p)))
 			r = -errno;
-		if (r || o->superseded)
+		if (r || o->superseded || !h->present)
 			unlinkat(store.objects, tmp, 0);
 	}
 	if (!r)
@@ -2429,6 +2431,7 @@ obj_close_direct(struct obj *o)
 	if (o->wfile)
 		exec_forget(o->wfile);
 	o->wfile = 0;
+	o->ready = false;
 }
 
 static void
@@ -2542,10 +2545,13 @@ obj_create(struct obj *o)
 	char p[64], dir[3] = "";
 	int fd = -1, wfd = -1, r;
 
+	WITH_LOCK(&o->lock)
+		if (o->ready)
+			return 0;
 	GUARD(key_lock(v));
 	WITH_LOCK(&o->lock) {
 		fd = o->rfd;
-		if (fd >= 0 && (o->wfd >= 0 || !conf.direct_io))
+		if (o->ready)
 			return 0;
 		if (!o->map && obj_map(o, conf.cache_checksum))
 			return -ENOMEM;
@@ -2571,6 +2577,7 @@ obj_create(struct obj *o)
 	GUARD(&o->lock);
 	o->rfd = fd;
 	o->wfd = wfd;
+	o->ready = true;
 	/* of one that is written at once a ring need not know */
 	if (wfd >= 0 && (v->size > IO_MAX || conf.io_poll))
 		o->wfile = exec_file();

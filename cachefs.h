@@ -214,6 +214,7 @@ struct obj {
 	pthread_cond_t cond;		/* a fetch changed state */
 	int rfd, wfd;			/* [b] data: buffered; O_DIRECT or -1 */
 	uint64_t wfile;			/* [b] wfd's exec_file(), or 0 */
+	bool ready;			/* [b] these can be written to */
 	uint64_t *map;			/* [b] blocks present */
 	uint64_t *sums;			/* [b] their checksums behind it, or NULL */
 	uint64_t present;		/* [b] bits set in map */

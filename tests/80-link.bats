@@ -37,7 +37,7 @@ many_unanswered() { # REQUESTS
 	make_file "$EXPORT/f" 128M
 	start_nfs
 	start_proxy
-	start_cachefs cache_fill=100
+	start_cachefs cache_fill=100 nfs_timeout=100
 	exec 5<"$MNT/f"
 	opened=$(stat_of backend_requests)
 	dd bs=1M count=16 status=none <&5 >"$WORK/a"
