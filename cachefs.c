@@ -1941,6 +1941,8 @@ path_is_aside(const char *path)
 #define STORE_BUCKETS 65536
 #define KEY_STRIPES 1024
 #define CHECKPOINT_MS 5000
+#define IDX_BATCH 256			/* indexes written together, at most */
+#define IDX_MANY 16			/* syncfs() for so many */
 
 static const struct backend *be;
 
@@ -2039,14 +2041,15 @@ store_unlink(const struct version *v)
 	unlinkat(store.objects, key_path(v, "", p), 0);
 }
 
-/* Write the whole of a new file, durably but for its name.  0 or -errno. */
+/* Write the whole of a new file; sync: durably, but for its name.  0 or
+ * -errno. */
 static int
-store_write(int dir, const char *name, const void *data, size_t len)
+store_write(int dir, const char *name, const void *data, size_t len, bool sync)
 {
 	int fd = sys_openat(dir, name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
 	int r = fd < 0 ? fd : sys_pwrite(fd, data, len, 0);
 
-	if (!r && fsync(fd))
+	if (!r && sync && fsync(fd))
 		r = -errno;
 	if (fd >= 0 && close(fd) && !r)
 		r = -errno;
@@ -2302,21 +2305,27 @@ idx_read(struct obj *o)
 	return r;
 }
 
-/* Write o's index: data durable, then the index, which replaces the old one
- * in one step.  Only the checkpointer calls it.  0 or -errno. */
-static int
-idx_write(struct obj *o)
-{
-	const struct version *v = &o->attr.ver;
-	size_t skip = 0, size = body_size(o);
-	struct disk_index *h = malloc(sizeof(*h) + size);
-	char tmp[64], p[64];
-	int rfd = -1, r;
+/* An index on its way to the disk. */
+struct idx_job {
+	struct obj *o;
+	struct disk_index *h;		/* allocated */
+	size_t size;			/* of h and the body behind it */
+	int r;				/* 0 or -errno */
+};
 
+/* The index of j->o as it is now, in memory. */
+static void
+idx_snapshot(struct idx_job *j)
+{
+	struct obj *o = j->o;
+	size_t skip = 0, body = body_size(o);
+	struct disk_index *h = j->h = malloc(sizeof(*h) + body);
+
+	j->r = h ? 0 : -ENOMEM;
 	if (!h)
-		return -ENOMEM;
+		return;
 	*h = (struct disk_index){ .magic = INDEX_MAGIC, .version = DISK_VERSION,
-		.size = sizeof(*h), .ver = *v, .block_size = o->bs,
+		.size = sizeof(*h), .ver = o->attr.ver, .block_size = o->bs,
 		.flags = (o->sums ? IDX_SUMS : 0) | (o->pinned ? IDX_PINNED : 0),
 		.blocks = o->nblk };
 	WITH_LOCK(&o->lock) {
@@ -2325,29 +2334,64 @@ idx_write(struct obj *o)
 			h->flags |= IDX_COMPLETE;
 			skip = map_size(o->nblk);
 		}
-		memcpy(h + 1, (char *)o->map + skip, size - skip);
-		rfd = o->rfd;
+		memcpy(h + 1, (char *)o->map + skip, body - skip);
 	}
-	h->body_size = size - skip;
+	h->body_size = body - skip;
 	h->body_xxh3 = XXH3_64bits(h + 1, h->body_size);
 	h->xxh3 = XXH3_64bits(h, offsetof(struct disk_index, xxh3));
+	j->size = sizeof(*h) + body - skip;
+}
+
+/* The index lies on disk under its temporary name: let it replace the old one,
+ * or go if it is of no use. */
+static void
+idx_publish(struct idx_job *j)
+{
+	const struct version *v = &j->o->attr.ver;
+	bool use = !j->r && j->h->present && !j->o->superseded;
+	char tmp[64], p[64];
 
 	key_path(v, ".tmp", tmp);
-	r = fdatasync(rfd) ? -errno : store_write(store.objects, tmp, h,
-	    sizeof(*h) + h->body_size);
-	WITH_LOCK(key_lock(v)) {
-		if (!h->present && !o->superseded)	/* nothing is left */
-			unlinkat(store.objects, key_path(v, ".idx", p), 0);
-		else if (!r && !o->superseded && renameat(store.objects, tmp,
-		    store.objects, key_path(v, ".idx", p)))
-			r = -errno;
-		if (r || o->superseded || !h->present)
-			unlinkat(store.objects, tmp, 0);
+	key_path(v, ".idx", p);
+	if (use && renameat(store.objects, tmp, store.objects, p))
+		j->r = -errno;
+	if (!use || j->r)
+		unlinkat(store.objects, tmp, 0);
+	if (!j->r && !use && !j->o->superseded)		/* nothing is left */
+		unlinkat(store.objects, p, 0);
+	if (!j->r)
+		j->o->saved = j->h->present;
+}
+
+/*
+ * Write the indexes of n objects: data durable, then the index, which replaces
+ * the old one in one step.  Of many the disk is told at once: a tree of small
+ * files would cost it two commits each.  Only the checkpointer calls it.
+ */
+static void
+idx_commit(struct idx_job *jobs, size_t n)
+{
+	struct idx_job *end = jobs + n;
+	bool many = n >= IDX_MANY;
+	char tmp[64];
+	int r = 0;
+
+	for (struct idx_job *j = jobs; j < end; j++)
+		idx_snapshot(j);
+	many = many && !syncfs(store.dir);
+	for (struct idx_job *j = jobs; j < end; j++)
+		if (!j->r)
+			j->r = !many && fdatasync(j->o->rfd) ? -errno :
+			    store_write(store.objects, key_path(&j->o->attr.ver,
+			    ".tmp", tmp), j->h, j->size, !many);
+	if (many && syncfs(store.dir))
+		r = -errno;
+	for (struct idx_job *j = jobs; j < end; j++) {
+		j->r = j->r ? j->r : r;
+		WITH_LOCK(key_lock(&j->o->attr.ver))
+			idx_publish(j);
+		free(j->h);
 	}
-	if (!r)
-		o->saved = h->present;
-	free(h);
-	return r;
 }
 
 /* Is this path one that the configuration wants cached?  A glob without a
@@ -2411,7 +2455,8 @@ obj_load(struct obj *o)
 	if (r == -ESTALE)
 		COUNT(invalidated, 1);
 	if (r) {
-		store_unlink(v);
+		if (r != -ENOENT)	/* else obj_create() looks */
+			store_unlink(v);
 		sys_close(&o->rfd);
 		free(o->map);
 		o->map = o->sums = NULL;
@@ -2559,11 +2604,17 @@ obj_create(struct obj *o)
 	if (o->superseded)
 		return -ESTALE;
 	if (fd < 0) {
-		store_unlink(v);
-		memcpy(dir, key_path(v, "", p), 2);
-		if (mkdirat(store.objects, dir, 0700) && errno != EEXIST)
-			return -errno;
 		fd = key_open(v, "", O_RDWR | O_CREAT | O_EXCL);
+		if (fd == -ENOENT) {
+			memcpy(dir, key_path(v, "", p), 2);
+			if (mkdirat(store.objects, dir, 0700) &&
+			    errno != EEXIST)
+				return -errno;
+		} else if (fd == -EEXIST) {	/* a crash has left it */
+			store_unlink(v);
+		}
+		if (fd == -ENOENT || fd == -EEXIST)
+			fd = key_open(v, "", O_RDWR | O_CREAT | O_EXCL);
 		if (fd < 0)
 			return fd;
 		if (ftruncate(fd, (off_t)v->size)) {
@@ -2599,24 +2650,31 @@ obj_dirty(struct obj *o)
 		pthread_cond_signal(&ckpt.cond);
 }
 
-/* Write o's index if it is time.  True when o may leave the list. */
+/* Is it time to write o's index? */
 static bool
-ckpt_one(struct obj *o, bool quit)
+ckpt_due(struct obj *o, bool quit)
 {
-	bool last = false, same = false;
-	int r;
+	bool last = false;
 
 	WITH_LOCK(&store.lock)
 		last = o->refs == 1;
-	if (o->superseded)
-		return true;
-	if (!o->complete && !last && !quit &&
-	    now_ms() - o->saved_ms < CHECKPOINT_MS)
-		return false;
+	return o->complete || last || quit ||
+	    now_ms() - o->saved_ms >= CHECKPOINT_MS;
+}
+
+/* j's index was written, or not: is there nothing more to do for its object?
+ * Else it goes on the list again. */
+static bool
+ckpt_done(const struct idx_job *j, bool quit)
+{
+	struct obj *o = j->o;
+	bool same = false, last = false;
+
 	o->saved_ms = now_ms();
-	r = idx_write(o);
-	if (r) {
-		store_degrade("index", r);
+	if (j->r) {
+		store_degrade("index", j->r);
+		WITH_LOCK(&store.lock)
+			last = o->refs == 1;
 		return quit || last;
 	}
 	WITH_LOCK(&o->lock) {
@@ -2629,13 +2687,40 @@ ckpt_one(struct obj *o, bool quit)
 	return same;
 }
 
+/* Write the indexes that are due, of the first objects of the list. */
+static void
+ckpt_batch(struct dirty_list *list, bool quit)
+{
+	static struct idx_job jobs[IDX_BATCH];	/* [o] */
+	struct obj *o;
+	size_t n = 0, size = 0;
+
+	while (n < IDX_BATCH && size < MiB && (o = SLIST_FIRST(list))) {
+		SLIST_REMOVE_HEAD(list, dirty_next);
+		o->dirty = false;	/* what comes now lists it anew */
+		if (!o->superseded && ckpt_due(o, quit)) {
+			size += body_size(o);
+			jobs[n++] = (struct idx_job){ .o = o };
+			continue;
+		}
+		if (!o->superseded)
+			obj_dirty(o);
+		obj_put(o);
+	}
+	idx_commit(jobs, n);
+	for (size_t i = 0; i < n; i++) {
+		if (!ckpt_done(&jobs[i], quit))
+			obj_dirty(jobs[i].o);
+		obj_put(jobs[i].o);
+	}
+}
+
 /* Takes the list once a second, or when an object got complete. */
 static void *
 ckpt_thread(void *arg)
 {
 	struct dirty_list list;
 	bool quit = false;
-	struct obj *o;
 
 	(void)arg;
 	while (!quit) {
@@ -2646,13 +2731,8 @@ ckpt_thread(void *arg)
 			list = ckpt.dirty;
 			SLIST_INIT(&ckpt.dirty);
 		}
-		while ((o = SLIST_FIRST(&list))) {
-			SLIST_REMOVE_HEAD(&list, dirty_next);
-			o->dirty = false;	/* what comes now lists it anew */
-			if (!ckpt_one(o, quit))
-				obj_dirty(o);
-			obj_put(o);
-		}
+		while (!SLIST_EMPTY(&list))
+			ckpt_batch(&list, quit);
 	}
 	return NULL;
 }
@@ -2818,7 +2898,7 @@ store_super(const char *backend)
 	}
 	if (!store_dir_empty())
 		return refuse(-EINVAL, "is not empty and not a cache; refused");
-	r = store_write(store.dir, "CACHEFS.tmp", &want, sizeof(want));
+	r = store_write(store.dir, "CACHEFS.tmp", &want, sizeof(want), true);
 	if (!r && renameat(store.dir, "CACHEFS.tmp", store.dir, "CACHEFS"))
 		r = -errno;
 	return r ? refuse(r, "cannot be written: %s", strerror(-r)) : 0;

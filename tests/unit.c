@@ -803,6 +803,15 @@ have_block(struct obj *o, uint64_t i)
 		o->sums[i] = rnd();
 }
 
+static int
+idx_write(struct obj *o)
+{
+	struct idx_job j = { .o = o };
+
+	idx_commit(&j, 1);
+	return j.r;
+}
+
 /* What idx_read() gets for o's version; 0 and *same: o's contents. */
 static int
 read_back(const struct obj *o, bool *same)
