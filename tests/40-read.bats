@@ -510,6 +510,7 @@ read_at() { # PYTHON-EXPRESSION of i
 		same "$EXPORT/$file" "$MNT/$file"
 	done
 	drop_caches
+	echo "reads $reads now $(stat_of daemon_reads)"
 	[ "$(stat_of daemon_reads)" = "$reads" ]
 	same "$EXPORT/f" "$MNT/f"
 	wait_until 10 reads_are_new "$reads"
