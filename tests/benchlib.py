@@ -7,7 +7,6 @@ import mmap
 import multiprocessing
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -124,49 +123,52 @@ def table(head, lines):
 
 # --- Charts ----------------------------------------------------------------
 
-CHART = """set terminal svg size {width},{height} font "sans-serif,12" \
+CHART = """set terminal svg size {width},460 font "sans-serif,12" \
     background "white"
 set output "{path}"
-set datafile missing "?"
-set style data histogram
-set style histogram errorbars gap 1 lw 1
-set style fill solid 0.9
-set boxwidth 0.9
-set linetype 1 lc rgb "#2b6ca3"
-set linetype 2 lc rgb "#b8b8b8"
+set style fill solid
 set grid y
-set xtics rotate by -40 scale 0 noenhanced
+set key above
+set pointintervalbox 0
 set multiplot layout 1,{panels}
 """
-PANEL = """$data << END
-{data}END
-{scale}
+PANEL = """$bars << END
+{bars}END
 set title "{title}"
 set ylabel "{unit}"
-set key {key}
-plot $data using 2:3:4:xtic(1) title "cachefs"{second}
+set xtics rotate by 35 right scale 0 noenhanced ({labels})
+set xrange [-0.7:{end}]
+{scale}
+plot $bars using 1:2:5:6 with boxes lc rgb variable notitle, \
+    "" using 1:2:3:4 with yerrorbars lc rgb "#404040" pt 0 notitle, \
+    NaN with boxes lc rgb 0x{mine:06x} title "cachefs", \
+    NaN with boxes lc rgb 0x{theirs:06x} title "beside"
 """
+MINE, THEIRS = 0x2b6ca3, 0xb0b0b0
 
 
-def panel(title, unit, bars, log=False):
-    """gnuplot's commands for bars [(label, Series, Series beside it)]."""
-    def point(series):
-        return " ".join(map(str, series.spread())) if series else "? ? ?"
-    beside = any(b for _, _, b in bars)
+def panel(title, unit, groups, log=False):
+    """gnuplot's commands for groups of bars, {label: [(Series, colour)]}."""
+    bars, labels = "", []
+    for at, (label, group) in enumerate(groups.items()):
+        labels.append(f'"{label}" {at}')
+        width = 0.8 / len(group)
+        for i, (series, colour) in enumerate(group):
+            spread = " ".join(map(str, series.spread()))
+            x = at + width * (i - (len(group) - 1) / 2)
+            bars += f"{x} {spread} {width} {colour}\n"
     return PANEL.format(
-        title=title, unit=unit, key="top right" if beside else "off",
-        data="".join(f'"{x}" {point(a)} {point(b)}\n' for x, a, b in bars),
+        title=title, unit=unit, bars=bars, labels=", ".join(labels),
+        end=len(groups) - 0.3, mine=MINE, theirs=THEIRS,
         scale="set logscale y; set yrange [*:*]" if log
-        else "unset logscale y; set yrange [0:*]",
-        second=', "" using 5:6:7 title "beside"' if beside else "")
+        else "unset logscale y; set yrange [0:*]")
 
 
-def chart(path, *panels):
-    """Draw panels side by side into PATH."""
-    bars = max(p.count('\n"') for p in panels)
-    head = CHART.format(path=path, panels=len(panels), height=440,
-                        width=len(panels) * max(440, 160 + 36 * bars))
-    run("gnuplot", input=head + "\n".join(panels))
+def chart(path, groups, *panels):
+    """Draw panels, side by side, for so many groups at most, into PATH."""
+    width = len(panels) * max(400, 150 + 45 * groups)
+    run("gnuplot", input=CHART.format(path=path, panels=len(panels),
+                                      width=width) + "".join(panels))
 
 
 # --- The report ------------------------------------------------------------
@@ -179,6 +181,7 @@ class Report:
         self.texts = {}             # scenario: what it is
         self.rows = []
         self.side = {}              # system: {metric: Series}
+        self.colours = {}           # system: of its bars
 
     def begin(self, scenario, text):
         self.texts[scenario] = text
@@ -216,7 +219,8 @@ class Report:
             out.writerow(Row.fields)
             out.writerows(r.record() for r in self.rows)
             out.writerows(r.record() for _, _, r in self.side_rows())
-        side = "Side by side, in bold the ratio to raw:\n\n" + \
+        side = "Side by side, in bold the ratio to raw" \
+            " (what is cold comes from the server, not from disk):\n\n" + \
             self.side_table() if self.side else ""
         with open(self.folder + "/results.md", "w") as f:
             f.write(f"# cachefs, measured\n\n{self.title}\n")
@@ -237,21 +241,22 @@ class Report:
             return
         for name in self.texts:
             rows = [r for r in self.rows if r.scenario == name and r.theirs]
-            for unit in dict.fromkeys(r.unit for r in rows):
-                suffix = "-" + re.sub(r"\W", "-", unit)
-                chart(f"{self.folder}/{name}{suffix}.svg", panel(
-                    name, unit, [(r.what, r.mine, r.theirs) for r in rows
-                                 if r.unit == unit], log=name == "hot"))
+            groups = {r.what: [(r.mine, MINE), (r.theirs, THEIRS)]
+                      for r in rows if r.unit == rows[0].unit}
+            if len(groups) > 2:
+                chart(f"{self.folder}/{name}.svg", len(groups),
+                      panel(name, rows[0].unit, groups, name == "hot"))
         panels = {}
         for metric, (what, unit) in self.metrics.items():
-            bars = [(system, figures[metric], None) for system, figures
-                    in self.side.items() if metric in figures]
+            bars = {system: [(figures[metric], self.colours[system])]
+                    for system, figures in self.side.items()
+                    if metric in figures}
             if bars:
                 panels[metric] = panel(what, unit, bars, "rand" in metric)
-                chart(f"{self.folder}/side-{metric}.svg", panels[metric])
-        if {"hit-seq", "hit-rand"} <= panels.keys():
-            chart(self.folder + "/summary.svg", panels["hit-seq"],
-                  panels["hit-rand"])
+                chart(f"{self.folder}/side-{metric}.svg", len(bars),
+                      panels[metric])
+        if panels:
+            chart(self.folder + "/summary.svg", 8, *list(panels.values())[:2])
 
 
 # --- Processes and signals -------------------------------------------------
@@ -329,10 +334,9 @@ def read_through(path):
     """Read it like dd bs=1M; the seconds, and the CPU seconds of it."""
     cpu, start = own_cpu(), time.monotonic()
     buf = bytearray(MIB)
-    fd = os.open(path, os.O_RDONLY)
-    while os.readv(fd, [buf]):
-        pass
-    os.close(fd)
+    with open(path, "rb", buffering=0) as f:
+        while f.readinto(buf):
+            pass
     return time.monotonic() - start, own_cpu() - cpu
 
 
