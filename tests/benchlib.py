@@ -433,6 +433,10 @@ class System:
         """CPU seconds of its daemon until now."""
         return 0
 
+    def fill(self, names):
+        """Read them once."""
+        by_processes(read_through, map(self.path, names))
+
 
 class Mounted(System):
     """One with a daemon: start() mounts it and returns the daemon's pid."""
@@ -490,7 +494,7 @@ class Mounted(System):
         with self.bench.signals.held():
             if not wait_for(10, unmounted):
                 subprocess.run(["umount", "-l", self.root])
-            if self.pid and not wait_for(20, self.gone):
+            if self.pid and not wait_for(60, self.gone):
                 os.kill(self.pid, signal.SIGKILL)
                 wait_for(5, self.gone)
             self.pid, self.process = 0, None
@@ -522,9 +526,24 @@ class Cachefs(Mounted):
             return json.load(f)[name]
 
     def wait_complete(self, files):
-        """Until so many files are."""
-        if not wait_for(120, lambda: self.stat("objects_complete") >= files):
+        """Until so many files are, also after a crash."""
+        if not wait_for(60 + files / 50,
+                        lambda: self.stat("objects_complete") >= files):
             raise RuntimeError(f"{files} files do not become complete")
+
+    def fill(self, names):
+        """Read them until all are complete; how many were not at once."""
+        def not_yet(paths):
+            return [p for p in paths if
+                    os.getxattr(p, "user.cachefs.state") != b"complete"]
+        left, late = list(map(self.path, names)), []
+        while left and len(late) < 20:
+            by_processes(read_through, left)
+            wait_for(5, lambda: not not_yet(left))
+            left = not_yet(left)
+            late.append(len(left))
+        self.wait_complete(len(names))
+        return late[0]
 
 
 class Rclone(Mounted):
