@@ -129,7 +129,7 @@ set output "{path}"
 set style fill solid
 set grid y
 set key above
-set pointintervalbox 0
+set rmargin 3
 set multiplot layout 1,{panels}
 """
 PANEL = """$bars << END
@@ -140,7 +140,8 @@ set xtics rotate by 35 right scale 0 noenhanced ({labels})
 set xrange [-0.7:{end}]
 {scale}
 plot $bars using 1:2:5:6 with boxes lc rgb variable notitle, \
-    "" using 1:2:3:4 with yerrorbars lc rgb "#404040" pt 0 notitle, \
+    "" using 1:3:(0):($4-$3) with vectors heads size graph 0.01,90 \
+    lc rgb "#404040" notitle, \
     NaN with boxes lc rgb 0x{mine:06x} title "cachefs", \
     NaN with boxes lc rgb 0x{theirs:06x} title "beside"
 """
@@ -160,8 +161,8 @@ def panel(title, unit, groups, log=False):
     return PANEL.format(
         title=title, unit=unit, bars=bars, labels=", ".join(labels),
         end=len(groups) - 0.3, mine=MINE, theirs=THEIRS,
-        scale="set logscale y; set yrange [*:*]" if log
-        else "unset logscale y; set yrange [0:*]")
+        scale="set logscale y; set yrange [*:*]; set format y '%.0f'" if log
+        else "unset logscale y; set yrange [0:*]; set format y '%g'")
 
 
 def chart(path, groups, *panels):
@@ -245,7 +246,8 @@ class Report:
                       for r in rows if r.unit == rows[0].unit}
             if len(groups) > 2:
                 chart(f"{self.folder}/{name}.svg", len(groups),
-                      panel(name, rows[0].unit, groups, name == "hot"))
+                      panel(name, rows[0].unit, groups,
+                            name in ("hot", "tree")))
         panels = {}
         for metric, (what, unit) in self.metrics.items():
             bars = {system: [(figures[metric], self.colours[system])]
