@@ -1,6 +1,7 @@
 #!/bin/bash
 # Bring a Debian or Ubuntu machine to where `make` and `make check` work.
-# Called by `make deps`.  Needs root only if something has to be installed;
+# Called by `make deps`; with the argument "bench", by `make bench`, for what
+# that needs besides.  Needs root only if something has to be installed;
 # does nothing, quickly, when everything is there.
 #
 # Passthrough needs libfuse >= 3.17.  Where the distribution's is older, the
@@ -14,6 +15,7 @@
 # shellcheck disable=SC2086,SC2016	# lists of words; text for others to expand
 set -eu
 cd "$(dirname "$0")/.."
+goal=${1:-deps}
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 build_pkgs="build-essential pkg-config libfuse3-dev libnfs-dev
@@ -21,6 +23,7 @@ build_pkgs="build-essential pkg-config libfuse3-dev libnfs-dev
 check_pkgs="bats fio fuse3 nfs-ganesha nfs-ganesha-vfs python3 procps mount
     attr acl jq strace xfsprogs e2fsprogs iproute2"
 lint_pkgs="clang clang-tidy cppcheck shellcheck mandoc"
+bench_pkgs="fio rclone bindfs gnuplot-nox"
 fuse_pkgs="debian-archive-keyring meson ninja-build python3 libnuma-dev"
 
 want=3.17			# the first libfuse with passthrough
@@ -96,7 +99,7 @@ apt_install()
 	local can p rc=0
 	lacking=
 	[ "$(id -u)" -eq 0 ] ||
-	    die "run 'sudo make deps'; not installed:" "$@"
+	    die "run 'sudo make $goal'; not installed:" "$@"
 	if [ -z "$updated" ]; then
 		apt-get -q -o DPkg::Lock::Timeout=300 update </dev/null ||
 		    say "warning: apt-get update failed for some source;" \
@@ -133,6 +136,17 @@ install_packages()
 	done
 	[ -z "$lacking" ] || say "warning: no package source offers" \
 	    "${lacking# }: checks that need it will fail"
+}
+
+# What `make bench` measures with and against.  It does without, too.
+bench_packages()
+{
+	local need
+	need=$(missing $bench_pkgs)
+	[ -n "$need" ] || return 0
+	apt_install $need || die "apt-get could not install the packages"
+	[ -z "$lacking" ] || say "warning: no package source offers" \
+	    "${lacking# }: left out of the benchmark"
 }
 
 # Run a command with its output in the log.
@@ -299,6 +313,10 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	    "jq and nfs-ganesha"
 fi
 services_on			# if an earlier run was killed
+if [ "$goal" = bench ]; then
+	bench_packages
+	exit
+fi
 install_packages
 # nfs-ganesha finds file systems by it; a bare container has none.
 [ -e /etc/mtab ] || ln -s ../proc/self/mounts /etc/mtab ||

@@ -2,13 +2,18 @@
  * nfscopy - copy one file from an NFS server with bare libnfs: the yardstick
  * that a cold read through cachefs is measured by.
  *
- * usage: nfscopy [-c CONNS] [-w WINDOW] [-n]
- *            nfs://HOST/EXPORT/FILE?nfsport=P&mountport=Q [OUTFILE]
+ * usage: nfscopy [-c CONNS] [-w WINDOW] URL OUTFILE
+ *        nfscopy -n [-c CONNS] [-w WINDOW] URL
+ *        nfscopy -l COUNT URL
+ * where URL is nfs://HOST/EXPORT/FILE?nfsport=P&mountport=Q
  *
  * CONNS connections (4), each with its own context and thread, keep WINDOW (8)
  * reads of 1 MiB in flight.  The bytes go to OUTFILE with O_DIRECT, or nowhere
  * with -n.  The clock starts when all connections stand and stops when the
  * last write returned.
+ *
+ * With -l, COUNT reads of 256 KiB at random places, one after the other on one
+ * connection, go nowhere; how long they took is printed.
  */
 #define _GNU_SOURCE
 #include <sys/time.h>	/* libnfs.h wants it first */
@@ -29,6 +34,7 @@
 #include <nfsc/libnfs.h>
 
 #define CHUNK	((size_t)1 << 20)
+#define BLOCK	((size_t)256 << 10)	/* of -l: what cachefs fetches */
 #define ALIGN	((size_t)4096)
 #define SILENCE	30000		/* ms that a server may say nothing */
 #define CONNMAX	64
@@ -47,13 +53,17 @@ struct slot {
 	off_t off;
 	size_t want;
 	size_t got;
+	double asked;	/* when */
 };
 
 static const char *url;
 static off_t size;
 static int out = -1;
 static int window = 8;
+static size_t chunk = CHUNK;
 static _Atomic off_t next;	/* first byte that nobody has asked for */
+static double *times;		/* of -l: how long each read took */
+static int ntimes, nreads;
 
 static void next_chunk(struct slot *);
 
@@ -121,6 +131,17 @@ read_done(int status, struct nfs_context *nfs, void *data, void *priv)
 	next_chunk(s);
 }
 
+/* Where the next chunk is; past the end when there are no more. */
+static off_t
+next_offset(void)
+{
+	if (times == NULL)
+		return atomic_fetch_add(&next, (off_t)chunk);
+	if (nreads == ntimes)
+		return size;
+	return lrand48() % (long)((size_t)size / chunk) * (off_t)chunk;
+}
+
 /* Ask for what is missing of the chunk, or write it and go on to the next. */
 static void
 next_chunk(struct slot *s)
@@ -130,14 +151,17 @@ next_chunk(struct slot *s)
 	int r;
 
 	if (s->got == s->want) {
+		if (s->want > 0 && times != NULL)
+			times[nreads++] = now() - s->asked;
 		if (s->want > 0)
 			put(s);
-		s->off = atomic_fetch_add(&next, (off_t)CHUNK);
+		s->off = next_offset();
 		if (s->off >= size)
 			return;
 		s->got = 0;
-		s->want = size - s->off < (off_t)CHUNK ?
-		    (size_t)(size - s->off) : CHUNK;
+		s->want = size - s->off < (off_t)chunk ?
+		    (size_t)(size - s->off) : chunk;
+		s->asked = now();
 	}
 	off = (uint64_t)s->off + s->got;
 #ifdef LIBNFS_API_V2
@@ -207,6 +231,23 @@ dial(struct conn *c)
 	nfs_destroy_url(u);
 }
 
+static int
+compare(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static void
+print_times(void)
+{
+	qsort(times, (size_t)nreads, sizeof(*times), compare);
+	printf("%d reads of %zu KiB: p50 %.1f us, p99 %.1f us\n", nreads,
+	    chunk >> 10, times[nreads / 2] * 1e6,
+	    times[(long long)nreads * 99 / 100] * 1e6);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -215,9 +256,11 @@ main(int argc, char **argv)
 	int nconns = 4, discard = 0, opt, e;
 	double start, took, cpu;
 
-	while ((opt = getopt(argc, argv, "c:w:n")) != -1) {
+	while ((opt = getopt(argc, argv, "c:l:w:n")) != -1) {
 		if (opt == 'c')
 			nconns = number(optarg, CONNMAX);
+		else if (opt == 'l')
+			ntimes = number(optarg, 1000000);
 		else if (opt == 'w')
 			window = number(optarg, 1024);
 		else if (opt == 'n')
@@ -225,12 +268,22 @@ main(int argc, char **argv)
 		else
 			return 2;
 	}
+	if (ntimes > 0)
+		nconns = window = discard = 1;
 	if (argc - optind != 2 - discard)
 		errx(2, "usage: nfscopy [-c CONNS] [-w WINDOW] URL OUTFILE | "
-		    "nfscopy -n [-c CONNS] [-w WINDOW] URL");
+		    "nfscopy -n [-c CONNS] [-w WINDOW] URL | "
+		    "nfscopy -l COUNT URL");
 	url = argv[optind];
 	for (int i = 0; i < nconns; i++)
 		dial(&conns[i]);
+	if (ntimes > 0) {
+		chunk = BLOCK;
+		if ((size_t)size < chunk)
+			errx(1, "%s: shorter than %zu bytes", url, chunk);
+		if ((times = calloc((size_t)ntimes, sizeof(*times))) == NULL)
+			err(1, "no memory");
+	}
 	if (!discard) {
 		const char *path = argv[optind + 1];
 
@@ -254,8 +307,11 @@ main(int argc, char **argv)
 
 	cpu = seconds(use1.ru_utime) + seconds(use1.ru_stime) -
 	    seconds(use0.ru_utime) - seconds(use0.ru_stime);
-	printf("%lld bytes in %.3f s, %.1f MB/s, %.3f s CPU\n",
-	    (long long)size, took, (double)size / took / 1e6, cpu);
+	if (times != NULL)
+		print_times();
+	else
+		printf("%lld bytes in %.3f s, %.1f MB/s, %.3f s CPU\n",
+		    (long long)size, took, (double)size / took / 1e6, cpu);
 	for (int i = 0; i < nconns; i++) {
 		nfs_close(conns[i].nfs, conns[i].fh);
 		nfs_destroy_context(conns[i].nfs);
