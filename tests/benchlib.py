@@ -343,15 +343,15 @@ def read_through(path):
 
 
 def fault_all(path):
-    """Map it and copy it out in tensors of 16 MiB in no order, as a loader of
-    safetensors does; the seconds."""
+    """Map it and touch all its pages, tensor after tensor of 16 MiB in no
+    order, as a loader of safetensors does; the seconds."""
     start = time.monotonic()
     with open(path, "rb") as f, \
             mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
         tensors = list(range(0, len(m), 16 * MIB))
         random.Random(1).shuffle(tensors)
         for t in tensors:
-            bytes(m[t:t + 16 * MIB])
+            m[t:t + 16 * MIB:mmap.PAGESIZE]
     return time.monotonic() - start
 
 
