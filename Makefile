@@ -164,10 +164,13 @@ lint-tidy: cachefs.c cachefs.h build/flags
 	clang-tidy --quiet --warnings-as-errors='*' $< -- \
 	    $(filter-out $(CC),$(COMPILE))
 
+# cppcheck reads no system header, but needs to know these macros.
+QUEUE_H	= $(shell $(CC) -E -xc -include sys/queue.h /dev/null | \
+	grep -o '/[^"]*sys/queue\.h' | head -n 1)
 lint-cppcheck: cachefs.c cachefs.h
 	cppcheck --quiet --error-exitcode=1 --inline-suppr --std=c11 \
 	    --enable=warning,performance,portability \
-	    --suppress=missingIncludeSystem $(XCPPFLAGS) $<
+	    --suppress=missingIncludeSystem --include=$(QUEUE_H) $(XCPPFLAGS) $<
 
 lint-sh:
 	shellcheck -x $(wildcard tests/*.sh tests/*.bash tests/*.bats .ci/run)

@@ -1061,8 +1061,8 @@ static struct {
 	uint64_t (*map)[SLAB_WORDS];	/* granules in use */
 	unsigned *nfree;		/* granules free in each slab */
 	size_t used;			/* bytes */
-	TAILQ_HEAD(, pool_waiter) waiters; /* in order */
-	TAILQ_HEAD(, fetch) kept;	/* oldest first, see fetch */
+	TAILQ_HEAD(pool_queue, pool_waiter) waiters; /* in order */
+	TAILQ_HEAD(pool_kept, fetch) kept; /* oldest first, see fetch */
 } pool = { .lock = PTHREAD_MUTEX_INITIALIZER,
 	.waiters = TAILQ_HEAD_INITIALIZER(pool.waiters),
 	.kept = TAILQ_HEAD_INITIALIZER(pool.kept) };
@@ -1268,7 +1268,7 @@ struct engine {
 
 #define ENGINE(name) { .lock = PTHREAD_MUTEX_INITIALIZER, .wake = -1, \
 	.cond = PTHREAD_COND_INITIALIZER, \
-	.queue = STAILQ_HEAD_INITIALIZER(name.queue) }
+	.queue = STAILQ_HEAD_INITIALIZER((name).queue) }
 static struct engine exec = ENGINE(exec);
 static struct engine exec_polled = ENGINE(exec_polled);	/* or unused */
 
@@ -1724,7 +1724,7 @@ exec_start(int dir)
 static struct {
 	pthread_mutex_t lock;		/* held briefly: no I/O under it */
 	struct name *tab[NAME_BUCKETS];
-	TAILQ_HEAD(, name) idle;	/* those without open files, by use */
+	TAILQ_HEAD(name_lru, name) idle; /* those without open files, by use */
 	unsigned nidle;
 	struct token {
 		uint64_t hash;		/* of the path */
@@ -2136,7 +2136,7 @@ static bool
 evict_one(void)
 {
 	struct version v = { 0 };
-	struct ent *e;
+	struct ent *e = NULL;
 
 	WITH_LOCK(&store.lock) {
 		TAILQ_FOREACH(e, &store.lru, lru) {
@@ -2719,7 +2719,7 @@ ckpt_batch(struct dirty_list *list, bool quit)
 static void *
 ckpt_thread(void *arg)
 {
-	struct dirty_list list;
+	struct dirty_list list = SLIST_HEAD_INITIALIZER(list);
 	bool quit = false;
 
 	(void)arg;
@@ -3171,7 +3171,7 @@ static bool
 fetch_reclaim(void)
 {
 	for (int tries = 0; tries < 64; tries++) {
-		struct fetch *f;
+		struct fetch *f = NULL;
 		bool idle = false;
 
 		WITH_LOCK(&pool.lock)
@@ -3241,7 +3241,7 @@ fetch_written(struct exec_req *er)
 	    offsetof(struct fetch, er));
 	struct obj *o = obj_ref(f->o);
 	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
-	bool over, failed = er->res < 0, fills = f->born_fill;
+	bool over = false, failed = er->res < 0, fills = f->born_fill;
 
 	store_settle(o, obj_bytes(o, blk, n), failed);
 	if (failed) {
@@ -3308,7 +3308,7 @@ fetch_arrived(struct fetch *f, int err)
 {
 	struct obj *o = obj_ref(f->o);	/* others may free f and its own */
 	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
-	bool over, keep = f->store && !err;
+	bool over = false, keep = f->store && !err;
 
 	if (err)
 		log_debug("fetch: %" PRIu64 "+%zu of file %" PRIx64 ": %s",
@@ -4876,6 +4876,8 @@ call_send(struct call *k)
 static void
 conn_lose(struct conn *c, const char *why)
 {
+	struct call *k, *next;
+
 	if (c->state == UP && !bnfs.quit)
 		log_warn("nfs: connection %d lost: %s", c->idx, why);
 	WITH_LOCK(&bnfs.lock) {
@@ -4892,8 +4894,10 @@ conn_lose(struct conn *c, const char *why)
 	c->nfs = NULL;
 	c->rpc = NULL;
 	c->epoch++;
-	while (!LIST_EMPTY(&c->flying))	/* if libnfs did not call all back */
-		call_again(LIST_FIRST(&c->flying));
+	for (k = LIST_FIRST(&c->flying); k; k = next) {	/* not called back */
+		next = LIST_NEXT(k, flying);
+		call_again(k);
+	}
 	c->backoff = MIN(MAX(c->backoff * 2, 50), 5000);
 	c->lost_at = now_ms();
 	c->retry_at = c->lost_at + c->backoff;

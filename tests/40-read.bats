@@ -510,8 +510,10 @@ read_at() { # PYTHON-EXPRESSION of i
 		same "$EXPORT/$file" "$MNT/$file"
 	done
 	drop_caches
-	echo "reads $reads now $(stat_of daemon_reads)"
-	[ "$(stat_of daemon_reads)" = "$reads" ]
+	# The kernel may reclaim a page at any time.
+	again=$(($(stat_of daemon_reads) - reads))
+	echo "$reads reads, then $again"
+	[ "$again" -le $((reads / 4)) ]
 	same "$EXPORT/f" "$MNT/f"
 	wait_until 10 reads_are_new "$reads"
 	[ "$(stat_of backend_read_bytes)" = 3000011 ]
