@@ -3279,13 +3279,17 @@ fetch_written(struct exec_req *er)
 	obj_put(o);
 }
 
-/* Send an arrived buffer to the cache file.  The unaligned end of a file can't
- * be written directly; it goes through the page cache. */
+/* Send an arrived buffer to the cache file, while its readers copy from it.
+ * The unaligned end of a file can't be written directly; it goes through the
+ * page cache. */
 static void
 fetch_write(struct fetch *f)
 {
 	struct obj *o = f->o;
 
+	for (size_t at = 0; conf.cache_checksum && at < f->len; at += o->bs)
+		f->sums[at / o->bs] = XXH3_64bits(f->buf + at,
+		    MIN(o->bs, f->len - at));
 	f->er = (struct exec_req){ .op = EXEC_WRITE, .buf = f->buf,
 		.len = f->len, .off = f->off, .done = fetch_written };
 	WITH_LOCK(&o->lock)
@@ -3317,9 +3321,6 @@ fetch_arrived(struct fetch *f, int err)
 		COUNT(backend_read_bytes, f->len);
 	if (!err && f->born_ahead)
 		COUNT(prefetched_bytes, f->len);
-	for (uint64_t i = 0; keep && f->buf && conf.cache_checksum && i < n; i++)
-		f->sums[i] = XXH3_64bits(f->buf + i * o->bs,
-		    MIN(o->bs, f->len - i * o->bs));
 	if (err && f->store)
 		store_settle(o, obj_bytes(o, blk, n), true);
 	WITH_LOCK(&o->lock) {
@@ -5561,6 +5562,7 @@ stats_json(size_t *len)
  */
 #define ASIDE_STRIPES 256
 #define STATS_ROOM 8192			/* see op_read_path() */
+#define TICK_US 50000			/* of a server's clock, at most */
 
 struct file {				/* an open file */
 	struct obj *o;			/* [I] NULL: the statistics */
@@ -6219,16 +6221,56 @@ op_read(const char *path, char *buf, size_t size, off_t off,
 	    (uint64_t)off));
 }
 
+/* Is the listing that the kernel may have of path the whole one of version v?
+ * Else it takes a new one.  Several changes within one tick of the server's
+ * clock look alike: only what is listed later than that is known to be whole. */
+static bool
+dir_unchanged(const char *path, const struct version *v)
+{
+	uint64_t now = now_us();
+
+	GUARD(&names.lock);
+	struct name *n = name_find_locked(path, true);
+	if (!n)
+		return false;
+	if (!version_same(&n->pages, v))
+		n->seen = n->listed = now;
+	n->pages = *v;
+	if (n->listed - n->seen >= TICK_US)
+		return true;
+	n->listed = now;
+	return false;
+}
+
+/* The kernel keeps listings, and asks at each opendir if they are still right.
+ * What has been looked up just now need not be asked for again. */
 static int
 op_opendir(const char *path, struct fuse_file_info *fi)
 {
 	struct dir *d = calloc(1, sizeof(*d));
+	bool fresh = false;
+	struct attr a;
 
 	if (!d || !(d->path = strdup(path))) {
 		free(d);
 		return -ENOMEM;
 	}
 	fi->fh = (uintptr_t)d;
+	if (is_ctl(path))
+		return 0;
+	WITH_LOCK(&names.lock) {
+		struct name *n = name_find_locked(path, false);
+
+		fresh = n && n->answered &&
+		    conf.cache_consistency != CONS_STRICT &&
+		    now_us() - n->answered < TOKEN_MS * UINT64_C(1000);
+		if (fresh)
+			a = n->attr;
+	}
+	if (!fresh && op_validate(path, &a))
+		return 0;		/* readdir will say what is wrong */
+	fi->cache_readdir = 1;
+	fi->keep_cache = dir_unchanged(path, &a.ver);
 	return 0;
 }
 

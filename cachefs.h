@@ -262,6 +262,7 @@ struct name {
 	struct version told;		/* [n] version of the kernel's inode; a
 					 * regular file's never changes */
 	struct version pages;		/* [n] version of its cached pages */
+	uint64_t seen, listed;		/* [n] a directory: us, see op_opendir() */
 	struct obj *obj;		/* [n] version held by the open files */
 	unsigned opens;			/* [n] */
 	enum mode mode;			/* [n] of these opens */

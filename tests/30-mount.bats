@@ -132,6 +132,27 @@ lists_all() {
 	each_backend lists_all
 }
 
+# All names, at the price of LOOKUPs and a question whether they are right.
+lists_by_itself() {
+	local requests
+	requests=$(stat_of backend_requests)
+	[ "$(ls -f "$MNT/many" | wc -l)" = 5002 ] &&
+	    [ "$(stat_of backend_requests)" -le $((requests + 3)) ]
+}
+
+@test "a directory is not listed by the server again until it has changed" {
+	mkdir "$EXPORT/many"
+	(cd "$EXPORT/many" && seq -f 'a-name-of-some-length-%06.0f' 5000 | xargs touch)
+	start_nfs
+	start_cachefs
+	wait_until 10 lists_by_itself
+	for i in {1..50}; do		# each shows at once
+		touch "$EXPORT/many/new$i"
+		ls -f "$MNT/many" | grep -qx "new$i"
+	done
+	[ "$(ls -f "$MNT/many" | wc -l)" = 5052 ]
+}
+
 nothing_can_be_changed() {
 	"$TESTS/rofs.py" "$MNT"
 }
