@@ -7039,11 +7039,14 @@ misused:
 static void
 make_absolute(char **path)
 {
-	char *copy = strdup(*path), *above = NULL, *last = strdup(*path);
-	char *real = realpath(*path, NULL);
+	char *real = realpath(*path, NULL), *above = NULL, *last;
+	char dir[PATH_MAX], name[PATH_MAX];
 
-	if (!real && copy && last && (above = realpath(dirname(copy), NULL)))
-		real = path_join(above, basename(last));
+	snprintf(dir, sizeof(dir), "%s", *path);
+	snprintf(name, sizeof(name), "%s", *path);
+	last = basename(name);
+	if (!real && (above = realpath(dirname(dir), NULL)))
+		real = path_join(above, last);
 	if (!real && **path != '/' && (above = getcwd(NULL, 0)))
 		real = path_join(above, *path);
 	if (real) {
@@ -7051,8 +7054,6 @@ make_absolute(char **path)
 		*path = real;
 	}
 	free(above);
-	free(copy);
-	free(last);
 }
 
 #ifndef CACHEFS_NO_MAIN
