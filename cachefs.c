@@ -1263,6 +1263,7 @@ struct engine {
 	bool armed;			/* the eventfd is being read */
 	uint64_t wakebuf;
 	uint64_t slot[EXEC_FILES];	/* exec_req.file registered there */
+	unsigned busy[EXEC_FILES];	/* requests in flight by it */
 #endif
 };
 
@@ -1383,10 +1384,13 @@ exec_prep(struct engine *e, struct exec_req *r, struct io_uring_sqe *sqe)
 		io_uring_prep_write_fixed(sqe, r->fd, buf, len, off, 0);
 	else
 		io_uring_prep_write(sqe, r->fd, buf, len, off);
-	if (e->files && r->file && e->slot[slot] != r->file)
+	/* SQEs that are not submitted yet name a slot, not its file */
+	if (e->files && r->file && e->slot[slot] != r->file && !e->busy[slot])
 		e->slot[slot] = io_uring_register_files_update(&e->ring, slot,
 		    &r->fd, 1) == 1 ? r->file : 0;
-	if (e->files && r->file && e->slot[slot] == r->file) {
+	r->slotted = e->files && r->file && e->slot[slot] == r->file;
+	if (r->slotted) {
+		e->busy[slot]++;
 		sqe->fd = (int)slot;
 		io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
 	}
@@ -1404,6 +1408,7 @@ exec_complete(struct engine *e, struct exec_req *r, int res,
     struct exec_list *todo)
 {
 	e->inflight--;
+	e->busy[r->file % EXEC_FILES] -= r->slotted;
 	COUNT(cqe_completed, 1);
 	if (res > 0)
 		r->did += (size_t)res;
@@ -1417,7 +1422,8 @@ exec_complete(struct engine *e, struct exec_req *r, int res,
 }
 
 /* Take what others left: requests to todo, and files to forget.  Another file
- * of the same slot may be unregistered too: the next write registers it. */
+ * of the same slot may be unregistered too if it is idle: the next write
+ * registers it. */
 static bool
 exec_take(struct engine *e, struct exec_list *todo)
 {
@@ -1426,7 +1432,7 @@ exec_take(struct engine *e, struct exec_list *todo)
 	GUARD(&e->lock);
 	STAILQ_CONCAT(todo, &e->queue);
 	for (unsigned i = 0; e->forget && i < EXEC_FILES; i++)
-		if (e->slot[i] && e->slot[i] <= e->gone[i]) {
+		if (e->slot[i] && e->slot[i] <= e->gone[i] && !e->busy[i]) {
 			io_uring_register_files_update(&e->ring, i, &none, 1);
 			e->slot[i] = 0;
 		}

@@ -155,6 +155,7 @@ struct exec_req {
 	char *buf;
 	size_t len, did;		/* asked for; done so far */
 	uint64_t off;
+	bool slotted;			/* executor's: by a registered file */
 	int res;			/* bytes or -errno, set before done() */
 	void (*done)(struct exec_req *);
 	STAILQ_ENTRY(exec_req) next;	/* executor's */

@@ -710,21 +710,35 @@ test_exec(enum tri uring, bool direct, const char *text)
 static void
 test_exec_files(void)
 {
-	const char *text = "a file that is forgotten is closed by the ring";
+	const char *text = "files share a slot of the ring, which closes what "
+	    "it is to forget";
+	enum { N = 256 };
+	static struct exec_req rq[N];
 	uint64_t file = exec_file(), other = file + EXEC_FILES;
 	struct pollfd pfd;
 	int p[2], q[2];
-	char byte[3], x[] = "x";
+	char byte[3], x[] = "x", y[] = "y";
 
 	if (!exec_restart(YES, false, text))
 		return;
-	T(!pipe2(p, O_CLOEXEC) && !pipe2(q, O_CLOEXEC));
+	T(!pipe2(p, O_CLOEXEC | O_NONBLOCK) &&
+	    !pipe2(q, O_CLOEXEC | O_NONBLOCK));
 	for (int i = 0; i < 2; i++)	/* both want one slot, in turn */
 		for (int k = 0; k < 2; k++)
 			T(exec_do(&(struct exec_req){ .op = EXEC_WRITE,
 			    .fd = k ? q[1] : p[1], .file = k ? other : file,
 			    .buf = x, .len = 1 }) == 1);
 	T(read(p[0], byte, 3) == 2 && read(q[0], byte, 3) == 2);
+	for (int i = 0; i < N; i++) {	/* or at the same time */
+		rq[i] = (struct exec_req){ .op = EXEC_WRITE, .buf = i % 2 ? y :
+			x, .len = 1, .fd = i % 2 ? q[1] : p[1],
+			.file = i % 2 ? other : file, .done = count_done };
+		exec_submit(&rq[i]);
+	}
+	wait_done(N);
+	for (int i = 0; i < N; i++)
+		T(read(i % 2 ? q[0] : p[0], byte, 1) == 1 &&
+		    byte[0] == (i % 2 ? 'y' : 'x'));
 	close(p[1]);
 	close(q[1]);
 	exec_forget(file);
