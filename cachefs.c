@@ -116,6 +116,9 @@
 
 static struct conf conf;
 static atomic_bool stopping;		/* the file system is going down */
+static bool hung;			/* but a thread hangs in the backend */
+
+#define HUNG_MS 2000			/* that long after being told to end */
 
 /* === log: messages ======================================== Begin === */
 
@@ -1738,6 +1741,7 @@ static struct {
 		uint32_t pid;
 		bool looked;		/* LOOKUP seen; else: ESTALE given */
 		bool retry;		/* this is the kernel's second try */
+		bool opening;		/* at an OPEN, not a GETATTR */
 		struct version ver;	/* what the LOOKUP showed */
 	} tokens[TOKENS];
 } names = { .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -1813,14 +1817,16 @@ name_handle(const char *path, struct handle *fh)
 	return n && fh->len > 0;
 }
 
-/* Forget the handle of path: the server no longer knows it. */
+/* Forget what the server said of path: it is so no longer. */
 static void
-name_forget_handle(const char *path)
+name_doubt(const char *path)
 {
 	GUARD(&names.lock);
 	struct name *n = name_find_locked(path, false);
-	if (n)
+	if (n) {
 		n->fh.len = 0;
+		n->doubt = true;
+	}
 }
 
 /*
@@ -1842,6 +1848,7 @@ name_validated(const char *path, const struct attr *a, const struct handle *fh,
 		n->fh = *fh;
 		n->asked = asked;
 		n->answered = now_us();
+		n->doubt = false;
 	}
 	return true;
 }
@@ -1867,11 +1874,13 @@ token_leave_locked(const char *path, const struct version *ver)
 	uint64_t hash = hash_str(path), now = now_ms();
 	struct token *t = token_slot(hash);
 	bool retry = t->retry && now - t->at < RETRY_MS;
+	bool opening = retry && t->opening;
 
 	/* another's second try, still expected, is not overwritten */
 	if (!retry || token_mine(t, hash))
 		*t = (struct token){ .hash = hash, .at = now, .pid = cur->pid,
-			.looked = true, .ver = *ver, .retry = retry };
+			.looked = true, .ver = *ver, .retry = retry,
+			.opening = opening };
 }
 
 /* Is there a recent LOOKUP of path by this request's thread?  Then what comes
@@ -1883,7 +1892,7 @@ token_find_locked(const char *path, uint64_t retry_ms, struct version *ver,
 {
 	uint64_t hash = hash_str(path);
 	struct token *t = token_slot(hash);
-	uint64_t most = t->retry ? retry_ms :
+	uint64_t most = t->retry && t->opening ? retry_ms :
 	    conf.cache_consistency == CONS_STRICT ? 0 : TOKEN_MS;
 	bool found = token_mine(t, hash) && t->looked &&
 	    now_ms() - t->at <= most;
@@ -1902,7 +1911,8 @@ token_estale_locked(const char *path)
 	uint64_t hash = hash_str(path);
 
 	*token_slot(hash) = (struct token){ .hash = hash, .at = now_ms(),
-		.pid = cur->pid, .retry = true };
+		.pid = cur->pid, .retry = true,
+		.opening = cur->opcode == FUSE_OPEN };
 	return -ESTALE;
 }
 
@@ -2185,20 +2195,31 @@ store_missing_locked(uint64_t bytes)
 	return avail < need ? need - avail : 0;
 }
 
-/* Reserve room for bytes of o before they are fetched.  0, or -ENOSPC and why
- * not. */
+/* What the index of o may take, beside the one that it replaces. */
+static uint64_t
+idx_room(const struct obj *o)
+{
+	return 2 * ROUND_UP(sizeof(struct disk_index) + map_size(o->nblk) +
+	    (conf.cache_checksum ? o->nblk * 8 : 0), DIO_ALIGN);
+}
+
+/* Reserve room for bytes of o before they are fetched, and with its first ones
+ * for its index; obj_charge() knows better later.  0, or -ENOSPC and why not. */
 static int
 store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 {
+	uint64_t idx;
+
 	*why = store.degraded && now_ms() < store.retry_at ? R_degraded :
 	    store.limit && !store.scanned ? R_scan : R_no_space;
 	for (int tries = 0; tries < 2 && *why == R_no_space; tries++) {
 		if (tries && !evict_one())	/* at most one unlink's wait */
 			break;
 		GUARD(&store.lock);
-		if (!store_missing_locked(bytes)) {
-			o->bytes += bytes;
-			store.used += bytes;
+		idx = o->bytes ? 0 : idx_room(o);
+		if (!store_missing_locked(bytes + idx)) {
+			o->bytes += bytes + idx;
+			store.used += bytes + idx;
 			store.unwritten += bytes;
 			return 0;
 		}
@@ -2451,8 +2472,10 @@ obj_load(struct obj *o)
 
 	if (!r) {
 		o->rfd = key_open(v, "", O_RDWR);
-		if (o->rfd < 0 || fstat(o->rfd, &st) || !S_ISREG(st.st_mode) ||
-		    (uint64_t)st.st_size != v->size)
+		if (o->rfd < 0 && o->rfd != -ENOENT)
+			r = o->rfd;
+		else if (o->rfd < 0 || fstat(o->rfd, &st) ||
+		    !S_ISREG(st.st_mode) || (uint64_t)st.st_size != v->size)
 			r = -EBADMSG;
 	}
 	if (r == -EBADMSG)
@@ -2461,12 +2484,17 @@ obj_load(struct obj *o)
 	if (r == -ESTALE)
 		COUNT(invalidated, 1);
 	if (r) {
-		if (r != -ENOENT)	/* else obj_create() looks */
+		if (r == -EBADMSG || r == -ESTALE)
 			store_unlink(v);
 		sys_close(&o->rfd);
 		free(o->map);
 		o->map = o->sums = NULL;
 		o->present = 0;
+	}
+	if (r && r != -ENOENT && r != -EBADMSG && r != -ESTALE) {
+		store_degrade("open", r);	/* its files stay, unused */
+		o->bypass = reason_name[R_degraded];
+		return;
 	}
 	o->saved = o->present;
 	o->complete = o->present && o->present == o->nblk;
@@ -2529,6 +2557,7 @@ obj_get(const struct attr *a, const char *path)
 		LIST_FOREACH(o, &e->objs, versions)
 			if (version_same(&o->attr.ver, &a->ver)) {
 				o->refs++;
+				o->gone = false;	/* it was just seen */
 				return o;
 			}
 		e->live++;
@@ -2572,7 +2601,8 @@ obj_put(struct obj *o)
 		if (--o->refs > 0)
 			return;
 		LIST_REMOVE(o, versions);
-		if (!o->superseded) {
+		/* or it was but room for an index that was not written */
+		if (!o->superseded && (o->present || o->saved || o->bypass)) {
 			e->bytes = o->bytes;
 			o->bytes = 0;
 		}
@@ -2765,6 +2795,8 @@ scan_object(const char *file)
 	if (e)
 		return;			/* in use, and so accounted for */
 	fd = key_open(&v, ".idx", O_RDONLY);
+	if (fd < 0 && fd != -ENOENT)
+		return;			/* that says nothing of it */
 	whole = idx_header(fd, &h) && version_same_file(&h.ver, &v) &&
 	    !fstat(fd, &idx) && !fstatat(store.objects, key_path(&v, "", p),
 	    &data, AT_SYMLINK_NOFOLLOW);
@@ -2867,7 +2899,9 @@ store_dir_empty(void)
 
 	while (d && (e = readdir(d)))
 		if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
-		    strcmp(e->d_name, "lost+found") && strcmp(e->d_name, "lock"))
+		    strcmp(e->d_name, "lost+found") &&
+		    strcmp(e->d_name, "lock") && strcmp(e->d_name,
+		    "CACHEFS.tmp"))
 			empty = false;
 	if (d)
 		closedir(d);
@@ -3024,7 +3058,7 @@ store_stop(void)
 struct stream {				/* the reads of one open file */
 	pthread_mutex_t lock;
 	uint64_t next;			/* where a sequential reader goes on */
-	uint64_t run;			/* bytes read in a row */
+	uint64_t run, before;		/* bytes read in a row; the last time */
 	uint64_t ahead;			/* fetched ahead up to here */
 	uint64_t most;			/* window at most; 0: not known yet */
 	uint64_t wasted;		/* o->wasted when that was last set */
@@ -3233,7 +3267,8 @@ fill_consider(struct obj *o)
 	    o->filling)
 		return;
 	WITH_LOCK(&o->lock)
-		want = o->present * 100 >= conf.cache_fill * o->nblk && o->nblk;
+		want = o->bf && o->nblk &&
+		    o->present * 100 >= conf.cache_fill * o->nblk;
 	if (want)
 		fill_queue(o);
 }
@@ -3267,11 +3302,14 @@ fetch_written(struct exec_req *er)
 			o->complete = true;
 			COUNT(fills_completed, 1);
 		}
-		f->state = F_KEPT;
 		f->wanted = f->off + f->len > o->reading &&
 		    f->off < o->reading + AHEAD_MAX;
 		o->fills -= fills;
-		fetch_keep(f);
+		f->state = f->buf ? F_KEPT : F_FAILED;	/* nothing to keep */
+		if (f->buf)
+			fetch_keep(f);
+		else
+			LIST_REMOVE(f, hash);
 		over = fetch_over_locked(f);
 	}
 	if (!failed) {
@@ -3329,6 +3367,8 @@ fetch_arrived(struct fetch *f, int err)
 		COUNT(prefetched_bytes, f->len);
 	if (err && f->store)
 		store_settle(o, obj_bytes(o, blk, n), true);
+	if (err == -ESTALE)
+		name_doubt(o->path);
 	WITH_LOCK(&o->lock) {
 		o->ahead -= f->born_ahead;
 		if (!keep)
@@ -3466,8 +3506,9 @@ stream_most_locked(struct stream *s, const struct obj *o)
 
 /*
  * Note a read of [off, end) and plan what to read ahead.  Sequential: a window
- * that grows with what was read in a row.  The kernel sends the requests of
- * one reader in any order, hence the tolerance.  Else, when the distance
+ * that grows with what was read in a row, or up to the length of the row before
+ * (tensors, tiles).  The kernel sends the requests of one reader in any order,
+ * hence the tolerance.  Else, when the distance
  * between reads repeats (a column of a table, or backwards): so many more as
  * there were.
  */
@@ -3487,7 +3528,7 @@ stream_note(struct stream *s, const struct obj *o, uint64_t off, uint64_t end)
 		most = stream_most_locked(s, o) / MAX(end - off, o->bs);
 		p.stride = stride;
 		p.n = (unsigned)MIN(MIN(s->strides, STRIDE_MAX), most);
-		s->run = 0;
+		s->run = s->before = 0;
 		s->next = end;
 		s->ahead = 0;
 		return p;
@@ -3495,13 +3536,17 @@ stream_note(struct stream *s, const struct obj *o, uint64_t off, uint64_t end)
 	if (off <= s->next + MiB && end + 2 * MiB > s->next) {
 		s->run += end - off;
 	} else {
-		s->run = 0;
+		s->before = s->run;
+		s->run = s->before < 4 * MiB ? 0 : end - off;
 		s->ahead = 0;
 		s->next = end;
 	}
 	s->next = MAX(s->next, end);
 	if (s->run >= AHEAD_START) {
-		window = MIN(MAX(s->run * 2, MiB), stream_most_locked(s, o));
+		window = s->run <= s->before + MiB && s->before ?
+		    s->before - MIN(s->run, s->before) :
+		    MAX((s->run - s->before) * 2, MiB);
+		window = MIN(window, stream_most_locked(s, o));
 		p.from = MAX(s->next, s->ahead);
 		p.to = s->next + window;
 	}
@@ -3573,6 +3618,8 @@ fill_step(struct obj *o)
 			    FILL_INFLIGHT : o->fills;
 		}
 		if (tries >= FILL_TRIES) {
+			WITH_LOCK(&o->lock)
+				o->fill_tries = 0;	/* for the next fill */
 			COUNT(fills_failed, 1);
 			return false;
 		}
@@ -3666,14 +3713,14 @@ fill_stop(void)
 		pthread_join(fill.tid, NULL);
 }
 
-/* Copy what f has of [off, end) to buf, once it has arrived.  Caller holds
- * o->lock, which is released.  Bytes or -errno. */
-static ssize_t
-fetch_copy_locked(struct fetch *f, char *buf, uint64_t off, uint64_t end)
+/* Take a reference on f and wait until it has arrived.  Caller holds o->lock,
+ * which is released.  1: it has its bytes; 0: it has none, and the caller
+ * starts its own fetch or finds them on disk (a fill that never asked the
+ * server, or went from file to file); or -errno. */
+static int
+fetch_wait_locked(struct fetch *f)
 {
 	struct obj *o = f->o;
-	size_t n = (size_t)(MIN(end, f->off + f->len) - off);
-	bool over = false;
 	int r = 0;
 
 	f->refs++;
@@ -3685,26 +3732,77 @@ fetch_copy_locked(struct fetch *f, char *buf, uint64_t off, uint64_t end)
 	}
 	while (f->state == F_QUEUED && r != -EINTR)
 		r = wait_on(&o->cond, &o->lock, 0);
-	r = f->state == F_QUEUED ? -EINTR : f->state == F_FAILED ? f->err : 0;
-	/* a fill that never asked the server, or went from file to file: our
-	 * caller starts its own fetch, or finds the bytes on disk */
-	if (!f->buf || (r == -ENOSPC && f->born_fill)) {
-		r = r == -EINTR ? r : 0;
-		n = 0;
-	}
+	r = f->state == F_QUEUED ? -EINTR : f->state == F_FAILED ? f->err : 1;
+	if (r != -EINTR && (!f->buf || (r == -ENOSPC && f->born_fill)))
+		r = 0;
 	pthread_mutex_unlock(&o->lock);
-	if (n && !r)
-		memcpy(buf, f->buf + (off - f->off), n);
-	WITH_LOCK(&o->lock) {
+	return r;
+}
+
+/* Give that reference back, having read n bytes of f. */
+static void
+fetch_release(struct fetch *f, size_t n)
+{
+	bool over = false, idle = false;
+
+	WITH_LOCK(&f->o->lock) {
 		f->refs--;
 		if (f->born_ahead && f->used < f->len)
 			COUNT(prefetch_used_bytes, MIN(n, f->len - f->used));
 		f->used += n;
 		over = fetch_over_locked(f);
+		idle = !over && !f->refs;
 	}
+	if (idle)			/* it can be reclaimed now */
+		WITH_LOCK(&pool.lock)
+			pool_wake_locked();
 	if (over)
 		fetch_free(f);
-	return r ? r : (ssize_t)n;
+}
+
+#define LOANS 8
+
+struct loan {				/* a reader's use of buffers */
+	unsigned n;
+	struct fetch *f[LOANS];
+	struct iovec iov[LOANS];
+};
+
+static void
+loan_return(struct loan *l, bool used)
+{
+	for (unsigned i = 0; i < l->n; i++)
+		fetch_release(l->f[i], used ? l->iov[i].iov_len : 0);
+	l->n = 0;
+}
+
+/*
+ * Lend the reader of [off, end) the buffers of the fetches that have it: l->n
+ * of them, for it to give back.  It waits for fetches only, which need no more
+ * buffers to arrive.  1; 0: not all is to be had in this way; or -errno.
+ */
+static int
+obj_lend(struct obj *o, uint64_t off, uint64_t end, struct loan *l)
+{
+	struct fetch *f = NULL;
+	int r = 1;
+
+	for (l->n = 0; off < end && r > 0; off = f->off + f->len) {
+		pthread_mutex_lock(&o->lock);
+		f = l->n < LOANS ? fetch_find_locked(o, off) : NULL;
+		if (!f) {
+			pthread_mutex_unlock(&o->lock);
+			r = 0;
+			break;
+		}
+		r = fetch_wait_locked(f);
+		l->f[l->n] = f;
+		l->iov[l->n++] = (struct iovec){ f->buf + (off - f->off),
+			MIN(end, f->off + f->len) - off };
+	}
+	if (r <= 0)
+		loan_return(l, false);
+	return r;
 }
 
 /* Bytes from off on that are present on disk, without a gap, up to end. */
@@ -3780,10 +3878,14 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 	pthread_mutex_lock(&o->lock);
 	f = fetch_find_locked(o, pos);
 	if (f) {
-		n = fetch_copy_locked(f, buf, pos, end);
+		n = fetch_wait_locked(f);
 		*missed = true;
-		if (n > 0)
+		if (n > 0) {
+			n = (ssize_t)(MIN(end, f->off + f->len) - pos);
+			memcpy(buf, f->buf + (pos - f->off), (size_t)n);
 			COUNT(miss_bytes, (size_t)n);
+		}
+		fetch_release(f, (size_t)MAX(n, 0));
 		return n;
 	}
 	run = obj_run_locked(o, pos, end);
@@ -3800,6 +3902,9 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 	}
 	if (o->gone)
 		return -ESTALE;
+	n = obj_source(o, &now);	/* the cache file may have failed since */
+	if (n < 0)
+		return n;
 	to = MIN(MIN(ROUND_UP(from + 1, IO_MAX), ROUND_UP(end, o->bs)),
 	    o->attr.ver.size);
 	fresh = pool_get(to - from);
@@ -3809,10 +3914,11 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 }
 
 /* Read [off, off+size) of o for the open file s: all of it up to the end of
- * the file, or -errno (a short read would mean end of file).  May wait for
- * server and disk; callers hold no lock. */
+ * the file, or -errno (a short read would mean end of file).  To buf, or, with
+ * lent->n set, lent.  May wait for server and disk; callers hold no lock. */
 static ssize_t
-obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
+obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
+    struct loan *lent)
 {
 	uint64_t end = MIN(off + size, o->attr.ver.size), pos = off;
 	uint64_t began = now_us();
@@ -3834,6 +3940,14 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off)
 			o->streamed = began / 1000;
 		if (plan.to > plan.from || plan.n)
 			fetch_ahead(o, s, plan, off, end);
+	}
+	n = lent ? obj_lend(o, off, end, lent) : 0;
+	if (n < 0)
+		return n;
+	missed = n > 0;
+	if (missed) {
+		COUNT(miss_bytes, end - off);
+		pos = end;
 	}
 	for (; pos < end; pos += (size_t)n) {
 		n = obj_read_some(o, buf + (pos - off), pos, end, &missed);
@@ -3868,6 +3982,7 @@ static struct {
 	pthread_cond_t cond;
 	TAILQ_HEAD(fetches, fetch) queue;
 	unsigned queued, idle, threads;
+	unsigned ahead;			/* threads at what nobody waits for */
 	bool quit;
 	struct { dev_t dev; uint64_t fsid; } devs[256];
 	unsigned ndevs;
@@ -3988,6 +4103,8 @@ bdir_open(struct obj *o, const char *path, struct attr *now)
 	/* O_NONBLOCK: the path may have become a fifo */
 	bf->fd = sys_openat(bdir.root, bdir_rel(path), O_RDONLY | O_NONBLOCK |
 	    O_NOCTTY, 0);
+	if (bf->fd == -EAGAIN)		/* no fifo, but leased: wait */
+		bf->fd = sys_openat(bdir.root, bdir_rel(path), O_RDONLY, 0);
 	COUNT(backend_requests, 1);
 	r = bdir_attr(bf->fd, "", path, now);
 	if (!r && !version_same(&now->ver, &o->attr.ver))
@@ -4018,7 +4135,7 @@ bdir_copy(struct fetch *f)
 		while (n > 0 && out < in)
 			n = splice(p[0], NULL, to, &out, (size_t)(in - out), 0);
 	}
-	n = n < 0 ? -errno : in - (off_t)f->off;
+	n = n < 0 ? -errno : out - (off_t)f->off;
 	close(p[0]);
 	close(p[1]);
 	return n;
@@ -4033,20 +4150,22 @@ bdir_fetch(struct fetch *f)
 	ssize_t n = f->buf ? sys_pread(o->bf->fd, f->buf, f->len, f->off) :
 	    bdir_copy(f);
 	struct attr now = { 0 };
+	int r = n < 0 ? (int)n : bdir_attr(o->bf->fd, "", o->path, &now);
 
 	COUNT(backend_requests, 1);
-	if (n < 0) {
+	if (r < 0) {
 		COUNT(backend_errors, 1);
-		return (int)n;
+		return r;
 	}
-	if ((size_t)n < f->len || bdir_attr(o->bf->fd, "", o->path, &now))
+	if ((size_t)n < f->len)
 		return -ESTALE;
 	if (now.nlink == 0)		/* unlinking changes the ctime */
 		now.ver.ctime = o->attr.ver.ctime;
 	return version_same(&now.ver, &o->attr.ver) ? 0 : -ESTALE;
 }
 
-/* Take the first of the most urgent READs; the queue is not empty. */
+/* Take the first of the most urgent READs; NULL: there is none, or what nobody
+ * waits for has its share of threads already. */
 static struct fetch *
 bdir_next_locked(void)
 {
@@ -4055,6 +4174,9 @@ bdir_next_locked(void)
 	TAILQ_FOREACH(f, &bdir.queue, queue)
 		if (f->prio < best->prio)
 			best = f;
+	if (!best || (best->prio > PRIO_DEMAND &&
+	    bdir.ahead >= conf.nfs_connections * 2))
+		return NULL;
 	TAILQ_REMOVE(&bdir.queue, best, queue);
 	bdir.queued--;
 	return best;
@@ -4064,25 +4186,42 @@ static void *
 bdir_thread(void *arg)
 {
 	struct fetch *f;
+	bool ahead;
 
 	(void)arg;
 	pthread_mutex_lock(&bdir.lock);
-	while (bdir.queued || !bdir.quit) {
-		if (!bdir.queued) {
+	while ((f = bdir_next_locked()) || !bdir.quit) {
+		if (!f) {
 			bdir.idle++;
 			pthread_cond_wait(&bdir.cond, &bdir.lock);
 			bdir.idle--;
 			continue;
 		}
-		f = bdir_next_locked();
+		ahead = f->prio > PRIO_DEMAND;
+		bdir.ahead += ahead;
 		pthread_mutex_unlock(&bdir.lock);
 		fetch_arrived(f, stopping ? -EINTR : bdir_fetch(f));
 		pthread_mutex_lock(&bdir.lock);
+		bdir.ahead -= ahead;
 	}
 	bdir.threads--;
 	pthread_cond_broadcast(&bdir.cond);
 	pthread_mutex_unlock(&bdir.lock);
 	return NULL;
+}
+
+/* Start one more thread; 0 or -errno. */
+static int
+bdir_spawn_locked(void)
+{
+	pthread_t tid;
+	int r = sys_thread(&tid, bdir_thread, NULL);
+
+	if (!r) {
+		pthread_detach(tid);
+		bdir.threads++;
+	}
+	return r;
 }
 
 /* A READ was queued, or raised: see to a thread for it. */
@@ -4091,13 +4230,9 @@ bdir_kick_locked(bool demand)
 {
 	unsigned most = conf.nfs_connections * 2 +
 	    (demand ? conf.fuse_threads : 0);
-	pthread_t tid;
 
-	if (bdir.idle < bdir.queued && bdir.threads < most &&
-	    !sys_thread(&tid, bdir_thread, NULL)) {
-		pthread_detach(tid);
-		bdir.threads++;
-	}
+	if (bdir.idle < bdir.queued && bdir.threads < most)
+		bdir_spawn_locked();
 	pthread_cond_signal(&bdir.cond);
 }
 
@@ -4178,18 +4313,25 @@ static int
 bdir_start(void)
 {
 	bdir.root = open(conf.nfs_backend, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	return bdir.root >= 0 ? 0 : fail(-EIO, "backend %s: %s",
-	    conf.nfs_backend, strerror(errno));
+	if (bdir.root < 0)
+		return fail(-EIO, "backend %s: %s", conf.nfs_backend,
+		    strerror(errno));
+	GUARD(&bdir.lock);
+	return bdir_spawn_locked();
 }
 
 static void
 bdir_stop(void)
 {
+	uint64_t until = now_ms() + HUNG_MS;
+
 	WITH_LOCK(&bdir.lock) {
 		bdir.quit = true;
 		pthread_cond_broadcast(&bdir.cond);
-		while (bdir.threads)
-			pthread_cond_wait(&bdir.cond, &bdir.lock);
+		while (bdir.threads && wait_on(&bdir.cond, &bdir.lock, until) !=
+		    -ETIMEDOUT)
+			;
+		hung |= bdir.threads > 0;
 	}
 	sys_close(&bdir.root);
 }
@@ -4250,6 +4392,7 @@ struct call {
 	struct open4 close;
 	/* how far it is */
 	size_t got;			/* READ: of f->len */
+	bool unsure;			/* READ, v3: its version is not known */
 	bool reopened;			/* READ, v4: has been tried again */
 	READDIRPLUS3args page;		/* READDIR, v3: where to go on */
 	struct answer ans;
@@ -4265,6 +4408,7 @@ struct conn {
 	struct rpc_context *rpc;	/* version 3, or that of nfs */
 	uint64_t epoch;			/* counts contexts */
 	uint64_t lost_at, retry_at, deadline; /* now_ms() */
+	uint64_t heard;			/* when the server last answered */
 	unsigned backoff;		/* ms */
 	int err;			/* why it must be given up, or 0 */
 	char addr[64];			/* the server's, numeric */
@@ -4287,6 +4431,7 @@ static struct {
 	atomic_bool quit;
 	struct handle root;		/* version 3 */
 	_Atomic uint64_t readmax;
+	_Atomic uint64_t heard;		/* now_ms() of the latest answer */
 } bnfs = { .lock = PTHREAD_MUTEX_INITIALIZER,
 	.queue = TAILQ_HEAD_INITIALIZER(bnfs.queue) };
 
@@ -4385,7 +4530,7 @@ call_over(struct call *k, int err)
 	struct fetch *f = k->f;
 
 	WITH_LOCK(&bnfs.lock) {
-		if (err == -EHOSTDOWN)
+		if (err == -EHOSTDOWN && !bnfs.up)
 			bnfs_silent_locked(now_ms() - conf.nfs_timeout * 1000);
 		k->err = err;
 		k->over = true;
@@ -4434,6 +4579,7 @@ call_answered(struct call *k, int err)
 {
 	if (backend_down)
 		bnfs_answers();		/* not so silent after all */
+	k->c->heard = bnfs.heard = now_ms();
 	if (err > 0) {
 		COUNT(backend_requests, 1);
 		call_send(k);
@@ -4441,6 +4587,17 @@ call_answered(struct call *k, int err)
 	}
 	call_land(k);
 	call_over(k, err);
+}
+
+/* Has k waited for too long, when the server was last heard of then?  A slow
+ * server is not a silent one: while it answers others, for twice as long. */
+static bool
+call_late(const struct call *k, uint64_t heard)
+{
+	uint64_t now = now_ms(), timeout = conf.nfs_timeout * 1000;
+
+	return now >= k->deadline && (now >= heard + timeout ||
+	    now >= k->deadline + timeout);
 }
 
 /* Send k and wait.  0, and its answer is *ans, or -errno.  k is no more the
@@ -4570,21 +4727,32 @@ readdir3_took(struct call *k, const READDIRPLUS3resok *ok)
 }
 
 static int
+read3_same(const struct call *k, const struct fattr3 *f)
+{
+	struct attr now;
+
+	attr_from3(&now, f);
+	return version_same(&now.ver, &k->f->o->attr.ver) ? 0 : -ESTALE;
+}
+
+/* Attributes are optional in the reply: then they are asked for, last of all,
+ * to know that the bytes are of the version that they are wanted of. */
+static int
 read3_took(struct call *k, const READ3resok *ok)
 {
 	const struct post_op_attr *pa = &ok->file_attributes;
-	struct attr now;
+	int r = pa->attributes_follow ?
+	    read3_same(k, &pa->post_op_attr_u.attributes) : 0;
 
-	if (pa->attributes_follow) {
-		attr_from3(&now, &pa->post_op_attr_u.attributes);
-		if (!version_same(&now.ver, &k->f->o->attr.ver))
-			return -ESTALE;
-	}
+	k->unsure = !pa->attributes_follow;
+	if (r)
+		return r;
 #ifdef LIBNFS_API_V2
-	return read_took(k, NULL, ok->count);
+	r = read_took(k, NULL, ok->count);
 #else
-	return read_took(k, ok->data.data_val, ok->data.data_len);
+	r = read_took(k, ok->data.data_val, ok->data.data_len);
 #endif
+	return r ? r : k->unsure;
 }
 
 /* Take what the server says to k: 0, 1 if more is to be asked, or -errno. */
@@ -4628,7 +4796,10 @@ conn3_took(struct call *k, void *data)
 		return 0;
 	}
 	case CALL_READ:
-		return read3_took(k, &((READ3res *)data)->READ3res_u.resok);
+		return k->got == k->f->len ? read3_same(k,
+		    &((GETATTR3res *)data)->GETATTR3res_u.resok.
+		    obj_attributes) :
+		    read3_took(k, &((READ3res *)data)->READ3res_u.resok);
 	default:
 		return -EIO;
 	}
@@ -4644,6 +4815,8 @@ conn3_reply(struct rpc_context *rpc, int status, void *data, void *arg)
 
 	(void)rpc;
 	if (status != RPC_STATUS_SUCCESS || !data) {
+		if (status == RPC_STATUS_ERROR)	/* perhaps it was refused */
+			k->not_before = now_ms() + 100;
 		call_again(k);
 		return;
 	}
@@ -4682,7 +4855,11 @@ conn3_send(struct rpc_context *rpc, struct call *k)
 		return RPC(nfs3_fsstat, rpc, conn3_reply,
 		    &(FSSTAT3args){ fh }, k);
 	case CALL_READ:
-		read = (READ3args){ fh3(&k->f->o->bf->fh), k->f->off + k->got,
+		fh = fh3(&k->f->o->bf->fh);
+		if (k->got == k->f->len)
+			return RPC(nfs3_getattr, rpc, conn3_reply,
+			    &(GETATTR3args){ fh }, k);
+		read = (READ3args){ fh, k->f->off + k->got,
 			(count3)MIN(k->f->len - k->got, bnfs.readmax) };
 #ifdef LIBNFS_API_V2
 		return RPC(nfs3_read, rpc, conn3_reply, k->f->buf + k->got,
@@ -4728,18 +4905,26 @@ broke4(int err)
 	    err == -ECONNRESET || err == -EPIPE;
 }
 
-/* k failed or, if err >= 0, was answered, as call_answered() has it. */
+/* k failed or, if err >= 0, was answered, as call_answered() has it.  libnfs
+ * says EAGAIN for NFS4ERR_DELAY, and ERANGE for what it knows no errno for: of
+ * a READ, that our lease has expired (it does not renew them) or the server is
+ * in its grace period; a new context asks for a new one. */
 static void
 conn4_over(struct call *k, int err)
 {
-	if (!broke4(err)) {
+	bool lease = k->op == CALL_READ && err == -ERANGE;
+
+	if (!broke4(err) && !lease && err != -EAGAIN) {
 		call_answered(k, err);
 		return;
 	}
+	if (lease && !k->c->err)
+		k->c->err = -ECONNRESET;
 	k->got = 0;			/* from the start */
 	k->ans.attr.mode = 0;
-	if (k->op == CALL_READ && err == -EFAULT)
-		k->not_before = now_ms() + 50;
+	k->reopened = false;
+	if (lease || err == -EAGAIN || err == -EFAULT)
+		k->not_before = now_ms() + (err == -EFAULT ? 50 : 300);
 	call_again(k);
 }
 
@@ -4799,6 +4984,8 @@ conn4_read(int err, struct nfs_context *nfs, void *data, void *arg)
 		r = read_took(k, data, (size_t)err);
 	if (r)
 		conn4_over(k, r);
+	else if (!open4(k)->fh)		/* another READ has given it up */
+		conn4_over(k, -EINTR);
 	else if (nfs_fstat64_async(nfs, open4(k)->fh, conn4_reply, k))
 		call_answered(k, -ENOMEM);
 }
@@ -4884,6 +5071,7 @@ static void
 conn_lose(struct conn *c, const char *why)
 {
 	struct call *k, *next;
+	bool others = false;
 
 	if (c->state == UP && !bnfs.quit)
 		log_warn("nfs: connection %d lost: %s", c->idx, why);
@@ -4891,6 +5079,7 @@ conn_lose(struct conn *c, const char *why)
 		if (c->state == UP && --bnfs.up == 0)
 			bnfs_silent_locked(now_ms());
 		c->state = DOWN;
+		others = bnfs.up > 0;
 	}
 	WITH_LOCK(&libnfs_lock) {
 		if (c->nfs)
@@ -4908,6 +5097,8 @@ conn_lose(struct conn *c, const char *why)
 	c->backoff = MIN(MAX(c->backoff * 2, 50), 5000);
 	c->lost_at = now_ms();
 	c->retry_at = c->lost_at + c->backoff;
+	if (others)			/* what c was woken for */
+		bnfs_wake(NULL);
 }
 
 /* c is connected, to a server that READs up to readmax bytes at once. */
@@ -4917,6 +5108,7 @@ conn_is_up(struct conn *c, uint64_t readmax)
 	if (readmax >= DIO_ALIGN)
 		bnfs.readmax = MIN(IO_MAX, readmax);
 	c->backoff = 0;
+	c->heard = bnfs.heard = now_ms();
 	WITH_LOCK(&bnfs.lock) {
 		c->state = UP;
 		bnfs.up++;
@@ -5060,9 +5252,9 @@ conn_begin(struct conn *c)
 	bool ok;
 
 	c->err = 0;
-	c->deadline = now_ms() + conf.nfs_timeout * 1000;
 	if (c->epoch)
 		conn_resolve(c);
+	c->deadline = now_ms() + conf.nfs_timeout * 1000;
 	GUARD(&libnfs_lock);
 	if (bnfs.version == 4) {
 		c->nfs = nfs_init_context();
@@ -5091,7 +5283,8 @@ bnfs_take(const struct conn *c)
 
 	GUARD(&bnfs.lock);
 	TAILQ_FOREACH(k, &bnfs.queue, queue) {
-		bool late = k->deadline <= now || bnfs.quit;
+		bool late = call_late(k, k->not_before ? 0 : bnfs.heard) ||
+		    bnfs.quit;
 		bool mine = !k->only || k->only == c;
 		/* as it is now: a reader may have raised it */
 		int prio = k->f ? (int)k->f->prio : PRIO_META;
@@ -5140,7 +5333,9 @@ conn_turn(struct conn *c, int wait)
 		if (c->state == DOWN)	/* somebody wants it up: sooner */
 			c->retry_at = MIN(c->retry_at, c->lost_at + 250);
 	}
-	if (p[1].revents && rpc_service(c->rpc, p[1].revents) < 0 && !c->err)
+	/* after an error libnfs may have freed what its callbacks want */
+	if (p[1].revents && !c->err && rpc_service(c->rpc, p[1].revents) < 0 &&
+	    !c->err)
 		c->err = -ECONNRESET;
 	while (c->state == UP && !c->err && (k = bnfs_take(c))) {
 		k->c = c;
@@ -5150,7 +5345,7 @@ conn_turn(struct conn *c, int wait)
 	}
 	now = now_ms();
 	LIST_FOREACH(k, &c->flying, flying)
-		late |= now >= k->deadline;
+		late |= call_late(k, c->heard);
 	if (c->state != DOWN && c->state != UP && now >= c->deadline)
 		c->err = -ETIMEDOUT;
 	if (late) {
@@ -5164,6 +5359,7 @@ static void *
 conn_thread(void *arg)
 {
 	struct conn *c = arg;
+	bool idle = false;
 
 	while (!bnfs.quit) {
 		if (c->err && c->state != DOWN) {
@@ -5175,8 +5371,10 @@ conn_thread(void *arg)
 		}
 		if (c->state == DOWN && now_ms() >= c->retry_at)
 			conn_begin(c);
-		conn_turn(c, c->state == DOWN || !LIST_EMPTY(&c->flying) ?
-		    200 : 1000);
+		WITH_LOCK(&bnfs.lock)
+			idle = c->state == UP && LIST_EMPTY(&c->flying) &&
+			    TAILQ_EMPTY(&bnfs.queue);
+		conn_turn(c, idle ? 1000 : 200);
 		bnfs_expire();
 	}
 	conn_lose(c, "shutting down");
@@ -5242,7 +5440,7 @@ bnfs_call(enum call_op op, const char *path, struct answer *ans)
 
 	if (r != -ESTALE || bnfs.version != 3)
 		return r;
-	name_forget_handle(path);
+	name_doubt(path);
 	return bnfs_ask(op, path, true, ans);
 }
 
@@ -5293,10 +5491,18 @@ bnfs_open(struct obj *o, const char *path, struct attr *now)
 		bf->open = calloc(conf.nfs_connections, sizeof(*bf->open));
 		if (!bf->path || !bf->open)
 			r = -ENOMEM;
-	} else if (!name_handle(path, &bf->fh)) {
+	} else if (!name_handle(path, &bf->fh) || (!conf.fuse_no_open &&
+	    conf.cache_consistency >= CONS_TTL)) {
+		/* with these modes o may be what is long gone */
+		uint64_t asked = now_us();
+
 		r = bnfs_getattr(path, now, &bf->fh);
+		if (!r)
+			name_validated(path, now, &bf->fh, asked);
 		if (!r && !version_same(&now->ver, &o->attr.ver))
 			r = -ESTALE;
+		if (r == -EHOSTDOWN && name_handle(path, &bf->fh))
+			r = 0;		/* what is cached can be read */
 	}
 	return bfile_settle(o, bf, r);
 }
@@ -5471,8 +5677,10 @@ bnfs_stop(void)
 		if (bnfs.conn[i].tid) {
 			eventfd_write(bnfs.conn[i].wake, 1);
 			pthread_join(bnfs.conn[i].tid, NULL);
-			sys_close(&bnfs.conn[i].wake);
 		}
+	for (unsigned i = 0; i < conf.nfs_connections; i++)
+		if (bnfs.conn[i].tid)	/* they wake each other until then */
+			sys_close(&bnfs.conn[i].wake);
 }
 
 static const struct backend bnfs_backend = { "nfs", bnfs_start, bnfs_stop,
@@ -5640,7 +5848,7 @@ op_validate(const char *path, struct attr *a)
 		WITH_LOCK(&names.lock) {
 			struct name *n = name_find_locked(path, false);
 
-			known = n && n->answered;
+			known = n && n->answered && !n->doubt;
 			if (known) {
 				*a = n->attr;
 				age = asked - MIN(n->answered, asked);
@@ -6199,7 +6407,7 @@ op_read_path(const char *path, char *buf, size_t size, uint64_t off)
 	o = obj_get(&a, path);
 	if (!o)
 		return -ENOMEM;
-	n = obj_read(o, &s, buf, size, off);
+	n = obj_read(o, &s, buf, size, off, NULL);
 	fill.streams -= s.counted;
 	obj_put(o);
 	return n;
@@ -6222,9 +6430,50 @@ op_read(const char *path, char *buf, size_t size, off_t off,
 			memcpy(buf, f->text + off, n);
 		return (int)n;
 	}
+	return -EIO;			/* op_read_open() has these */
+}
+
+/* Answer a request with n bytes at iov[1] and on, or n = -errno. */
+static void
+op_reply(uint64_t unique, struct iovec *iov, unsigned cnt, ssize_t n)
+{
+	struct fuse_out_header h = { .unique = unique,
+		.len = (uint32_t)(sizeof(h) + (size_t)MAX(n, 0)),
+		.error = (int32_t)MIN(n, 0) };
+
+	iov[0] = (struct iovec){ &h, sizeof(h) };
+	if (writev(fuse_session_fd(session), iov, n > 0 ? (int)cnt : 1) < 0 &&
+	    errno != ENOENT && n > 0)	/* ENOENT: nobody waits any more */
+		op_reply(unique, iov, 1, -errno);
+}
+
+/*
+ * READs of open files are answered past libfuse, which would have a copy of
+ * them first: a fifth of what a cold read costs.  False: this is none.
+ */
+static bool
+op_read_open(const struct fuse_in_header *h)
+{
+	const struct fuse_read_in *in = (const void *)(h + 1);
+	struct file *f = (struct file *)(uintptr_t)in->fh;
+	struct iovec iov[1 + LOANS];
+	struct loan lent = { 0 };
+	char *buf;
+	ssize_t n;
+
+	if (h->opcode != FUSE_READ || !f || !f->o)
+		return false;
 	COUNT(daemon_reads, 1);
-	return op_errno((int)obj_read(f->o, &f->stream, buf, size,
-	    (uint64_t)off));
+	buf = malloc(in->size);
+	n = buf ? obj_read(f->o, &f->stream, buf, in->size, in->offset,
+	    &lent) : -ENOMEM;
+	iov[1] = (struct iovec){ buf, (size_t)MAX(n, 0) };
+	memcpy(iov + 1, lent.iov, lent.n * sizeof(*iov));
+	op_reply(h->unique, iov, 1 + MAX(lent.n, 1), n < 0 ?
+	    op_errno((int)n) : n);
+	loan_return(&lent, true);
+	free(buf);
+	return true;
 }
 
 /* Is the listing that the kernel may have of path the whole one of version v?
@@ -6292,24 +6541,40 @@ op_releasedir(const char *path, struct fuse_file_info *fi)
 	return 0;
 }
 
-/* May READDIRPLUS tell the kernel these attributes?  Not where the inode has
- * another version. */
+/* May READDIRPLUS tell the kernel these attributes of path?  Not where the
+ * inode has another version. */
 static bool
-readdir_may_tell(const char *dir, const struct dirent_plus *e)
+readdir_may_tell(const char *path, const struct attr *a)
 {
-	char *path = path_join(dir, e->name);
-	struct name *n;
-	bool ok;
-
-	if (!path)
-		return false;
 	GUARD(&names.lock);
-	n = name_find_locked(path, true);
-	ok = n && (!n->told.fileid || version_same(&n->told, &e->attr.ver));
-	if (ok && S_ISREG(e->attr.mode))
-		n->told = e->attr.ver;
-	free(path);
+	struct name *n = name_find_locked(path, true);
+	bool ok = n && (!n->told.fileid || version_same(&n->told, &a->ver));
+
+	if (ok && S_ISREG(a->mode))
+		n->told = a->ver;
 	return ok;
+}
+
+/* Give libfuse the entry e, the next one being at off.  Takes the name's
+ * stripe, so that a LOOKUP does not make another node of it in between.  False
+ * when there is no room left. */
+static bool
+readdir_tell(const struct dir *d, const struct dirent_plus *e, bool plus,
+    void *buf, fuse_fill_dir_t fn, off_t off)
+{
+	char *path = path_join(d->path, e->name);
+	struct stat st;
+	bool full;
+
+	attr_stat(&e->attr, &st);
+	if (!path)
+		return !fn(buf, e->name, NULL, off, 0);
+	GUARD(&aside_lock[hash_str(path) % ASIDE_STRIPES]);
+	plus = plus && e->have_attr && readdir_may_tell(path, &e->attr);
+	full = fn(buf, e->name, e->have_attr ? &st : NULL, off,
+	    plus ? FUSE_FILL_DIR_PLUS : 0);
+	free(path);
+	return !full;
 }
 
 /* Offsets are positions in the listing taken at the first call (or rewind);
@@ -6333,19 +6598,10 @@ op_readdir(const char *path, void *buf, fuse_fill_dir_t fn, off_t off,
 	}
 	for (size_t i = (size_t)off; i < d->list.n + 2; i++) {
 		const struct dirent_plus *e = i < 2 ? NULL : &d->list.v[i - 2];
-		struct stat st;
-		bool tell;
 
-		if (!e) {
-			if (fn(buf, i ? ".." : ".", NULL, (off_t)i + 1, 0))
-				break;
-			continue;
-		}
-		attr_stat(&e->attr, &st);
-		tell = flags & FUSE_READDIR_PLUS && e->have_attr &&
-		    readdir_may_tell(d->path, e);
-		if (fn(buf, e->name, e->have_attr ? &st : NULL, (off_t)i + 1,
-		    tell ? FUSE_FILL_DIR_PLUS : 0))
+		if (e ? !readdir_tell(d, e, flags & FUSE_READDIR_PLUS, buf, fn,
+		    (off_t)i + 1) :
+		    fn(buf, i ? ".." : ".", NULL, (off_t)i + 1, 0))
 			break;
 	}
 	return 0;
@@ -6564,7 +6820,9 @@ worker(void *arg)
 			if (r > 0)
 				worker_spawn_locked();
 		}
-		if (r == -EINTR)
+		if (r == -ENOMEM)	/* it may be over soon */
+			usleep(10000);
+		if (r == -EINTR || r == -ENOMEM)
 			continue;
 		if (r <= 0)
 			break;
@@ -6577,7 +6835,8 @@ worker(void *arg)
 		looking_up.parent = h->nodeid;
 		looking_up.name = (const char *)(h + 1);
 		cur = &rq;
-		fuse_session_process_buf(session, &fb);
+		if (h->opcode != FUSE_INTERRUPT && !op_read_open(h))
+			fuse_session_process_buf(session, &fb);
 		cur = NULL;
 		if (looking_up.stripe)
 			pthread_mutex_unlock(looking_up.stripe);
@@ -6592,14 +6851,17 @@ worker(void *arg)
 	return NULL;
 }
 
-/* End all workers: wake those that read the device or wait for a server. */
+/* End all workers: wake those that read the device or wait for a server.  One
+ * that hangs in a system call on the backend is given up. */
 static void
 workers_stop(void)
 {
+	uint64_t until = now_ms() + HUNG_MS;
+
 	stopping = true;
 	fuse_session_exit(session);
 	pthread_mutex_lock(&workers.lock);
-	while (workers.ended < workers.n) {
+	while (workers.ended < workers.n && now_ms() < until) {
 		struct timespec ts;
 		uint64_t t = now_ms() + 50;
 
@@ -6613,8 +6875,9 @@ workers_stop(void)
 		pthread_cond_clockwait(&workers.cond, &workers.lock,
 		    CLOCK_MONOTONIC, &ts);
 	}
+	hung = workers.ended < workers.n;
 	pthread_mutex_unlock(&workers.lock);
-	for (unsigned i = 0; i < workers.n; i++)
+	for (unsigned i = 0; i < workers.n && !hung; i++)
 		pthread_join(workers.tid[i], NULL);
 }
 
@@ -6951,7 +7214,7 @@ run(int ready)
 	    exec_start(store.dir) ?: fill_start() ?: store_start() ?:
 	    mount_fuse() ?: serve(ready);
 	stopping = true;
-	if (the_fuse)
+	if (the_fuse && !hung)
 		fuse_destroy(the_fuse);
 	fill_stop();
 	be->stop();
@@ -6960,6 +7223,10 @@ run(int ready)
 	while (pool.base && fetch_reclaim())
 		;
 	store_stop();
+	if (hung) {			/* it has buffers, and more, of ours */
+		log_error("backend %s hangs; ending without it", backend);
+		_exit(EXIT_FAILURE);
+	}
 	pool_stop();
 	return r ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -260,6 +260,7 @@ struct name {
 	struct attr attr;		/* [n] latest validated */
 	struct handle fh;		/* [n] */
 	uint64_t asked, answered;	/* [n] us: when attr was validated */
+	bool doubt;			/* [n] and is not right any more */
 	struct version told;		/* [n] version of the kernel's inode; a
 					 * regular file's never changes */
 	struct version pages;		/* [n] version of its cached pages */
