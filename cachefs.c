@@ -1817,15 +1817,16 @@ name_handle(const char *path, struct handle *fh)
 	return n && fh->len > 0;
 }
 
-/* Forget what the server said of path: it is so no longer. */
+/* Forget the handle of path: the server no longer knows it.  attr: nor has it
+ * that version any more. */
 static void
-name_doubt(const char *path)
+name_doubt(const char *path, bool attr)
 {
 	GUARD(&names.lock);
 	struct name *n = name_find_locked(path, false);
 	if (n) {
 		n->fh.len = 0;
-		n->doubt = true;
+		n->doubt |= attr;
 	}
 }
 
@@ -3368,7 +3369,7 @@ fetch_arrived(struct fetch *f, int err)
 	if (err && f->store)
 		store_settle(o, obj_bytes(o, blk, n), true);
 	if (err == -ESTALE)
-		name_doubt(o->path);
+		name_doubt(o->path, true);
 	WITH_LOCK(&o->lock) {
 		o->ahead -= f->born_ahead;
 		if (!keep)
@@ -5440,7 +5441,7 @@ bnfs_call(enum call_op op, const char *path, struct answer *ans)
 
 	if (r != -ESTALE || bnfs.version != 3)
 		return r;
-	name_doubt(path);
+	name_doubt(path, false);
 	return bnfs_ask(op, path, true, ans);
 }
 
@@ -5491,18 +5492,10 @@ bnfs_open(struct obj *o, const char *path, struct attr *now)
 		bf->open = calloc(conf.nfs_connections, sizeof(*bf->open));
 		if (!bf->path || !bf->open)
 			r = -ENOMEM;
-	} else if (!name_handle(path, &bf->fh) || (!conf.fuse_no_open &&
-	    conf.cache_consistency >= CONS_TTL)) {
-		/* with these modes o may be what is long gone */
-		uint64_t asked = now_us();
-
+	} else if (!name_handle(path, &bf->fh)) {
 		r = bnfs_getattr(path, now, &bf->fh);
-		if (!r)
-			name_validated(path, now, &bf->fh, asked);
 		if (!r && !version_same(&now->ver, &o->attr.ver))
 			r = -ESTALE;
-		if (r == -EHOSTDOWN && name_handle(path, &bf->fh))
-			r = 0;		/* what is cached can be read */
 	}
 	return bfile_settle(o, bf, r);
 }
@@ -6133,6 +6126,25 @@ obj_backing_put(struct obj *o)
 #endif
 }
 
+/* o, which is to be opened, has to be fetched: is it still there?  Asked in the
+ * modes that do not ask the server at each open.  Errors as obj_source(). */
+static int
+open_source(struct obj *o, const char *path, struct attr *now)
+{
+	uint64_t asked = now_us();
+	struct handle fh;
+	int r = 0;
+
+	if (conf.cache_consistency >= CONS_TTL) {
+		r = be->getattr(path, now, &fh);
+		if (!r)
+			name_validated(path, now, &fh, asked);
+		if (!r && !version_same(&now->ver, &o->attr.ver))
+			r = -ESTALE;
+	}
+	return r && r != -EHOSTDOWN ? r : obj_source(o, now);
+}
+
 /* The object to open for path in version *a, with its source open where it
  * still has to be fetched.  force: when the server has another version by now,
  * take that; else the answer is -ESTALE.  0 or -errno. */
@@ -6150,7 +6162,7 @@ open_object(const char *path, struct attr *a, bool force, struct obj **op)
 		o = obj_get(a, path);
 		if (!o)
 			return -ENOMEM;
-		r = o->complete ? 0 : obj_source(o, &now);
+		r = o->complete ? 0 : open_source(o, path, &now);
 		if (!r) {
 			*op = o;
 			return 0;

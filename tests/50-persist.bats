@@ -505,3 +505,59 @@ versions_held() { # HOW
 	cmp "$WORK/one" - <&"$old"
 	exec {old}<&-
 }
+
+@test "want of descriptors drops nothing from the cache" {
+	make_file "$EXPORT/f" 1M
+	make_file "$EXPORT/g" 300K
+	start_nfs
+	start_cachefs
+	cache_file f
+	cache_file g
+	stop_cachefs
+	start_cachefs
+	while [ -e "/proc/$CACHEFS_PID/fd/$((n))" ]; do
+		n=$((n + 1))
+	done
+	prlimit --pid "$CACHEFS_PID" --nofile="$n:"
+	cat "$MNT/f" "$MNT/g" >"$WORK/out" || :
+	[ "$(stat_of opens_passthrough)" = 0 ]
+	prlimit --pid "$CACHEFS_PID" --nofile=1024:
+	stop_cachefs
+	start_cachefs
+	[ "$(state_of "$MNT/f")" = complete ]
+	same "$EXPORT/f" "$MNT/f"
+	same "$EXPORT/g" "$MNT/g"
+	[ "$(stat_of backend_read_bytes)" = 0 ]
+}
+
+@test "a first start that was cut short does not spoil the cache directory" {
+	make_file "$EXPORT/f" 1M
+	mkdir -m 700 "$CACHE"
+	echo CACHE >"$CACHE/CACHEFS.tmp"
+	BACKEND=$EXPORT start_cachefs
+	same "$EXPORT/f" "$MNT/f"
+}
+
+ttl_keeps_its_promise() {
+	make_file "$EXPORT/f" 8M
+	make_file "$EXPORT/g" 1M
+	stop_cachefs
+	start_kind "$KIND" cache_consistency=ttl cache_ttl=3600 cache_fill=100 \
+	    fuse_attr_timeout=0 fuse_entry_timeout=0
+	cache_file g
+	head -c 100000 "$MNT/f" >/dev/null
+	cp "$EXPORT/g" "$WORK/g.old"
+	rewrite f 8M two
+	rewrite g 1M two
+	before=$(stat_of backend_requests)
+	same "$WORK/g.old" "$MNT/g"
+	[ "$(stat_of backend_requests)" = "$before" ]
+	same "$EXPORT/f" "$MNT/f"
+	stop_cachefs
+	start_kind "$KIND"
+	same "$EXPORT/g" "$MNT/g"
+}
+
+@test "consistency=ttl serves what it knows, and asks again where it can't, by every backend" {
+	each_backend ttl_keeps_its_promise
+}

@@ -230,6 +230,29 @@ dies_at_once() { # CMD...
 	[ $((SECONDS - start)) -le $((10 * SLOW)) ]
 }
 
+@test "a network that is gone, so that connecting fails at once, comes back" {
+	make_file "$EXPORT/f" 4M
+	make_file "$EXPORT/cold" 4M
+	netns_link up
+	start_nfs
+	start_cachefs nfs_timeout=2
+	cache_file f
+	ip link set "$NFS_NETNS" down
+	ip route add unreachable "$NFS_BIND"
+	undo eval "ip route del unreachable $NFS_BIND 2>/dev/null || :"
+	fails_within 4 "$MNT/cold"
+	wait_until 20 state_is offline
+	grep -q 'connection .*lost' "$LOG"
+	same "$EXPORT/f" "$MNT/f"
+	for _ in {1..10}; do	# each makes a connection try again
+		timeout 10 cat "$MNT/cold" >/dev/null 2>&1 || :
+	done
+	ip route del unreachable "$NFS_BIND"
+	ip link set "$NFS_NETNS" up
+	wait_until 30 state_is online
+	same "$EXPORT/cold" "$MNT/cold"
+}
+
 @test "without the server complete files read on, also by new opens, and unknown is not deleted" {
 	make_file "$EXPORT/f" 8M
 	make_file "$EXPORT/cold" 8M
@@ -340,6 +363,59 @@ others_go_on() { # STALLED...
 	dies_at_once dd if="$MNT/stalled" of=/dev/null bs=1M iflag=direct
 	stall_off
 	same "$EXPORT/stalled" "$MNT/stalled"
+}
+
+@test "a daemon whose directory hangs ends when it is told to, with what it has" {
+	need root
+	make_file "$EXPORT/f" 4M
+	make_file "$EXPORT/stalled" 4M
+	make_file "$EXPORT/stallstat" 4M
+	stalling_backend
+	start_cachefs nfs_timeout=100
+	cache_file f
+	stall_on
+	background cat "$MNT/stalled" >/dev/null 2>&1
+	wait_until 10 blocked $!
+	background stat "$MNT/stallstat" >/dev/null 2>&1
+	wait_until 10 blocked $!
+	kill -TERM "$CACHEFS_PID"
+	wait_until 10 grep -q hangs "$LOG"
+	not is_mounted
+	stall_off		# such a FUSE file system can't be left before
+	rm "$MNT.pid"
+	wait_until 10 gone "$CACHEFS_PID"
+	wait "$CACHEFS_PID" || rc=$?
+	[ "$rc" = 1 ]
+	start_cachefs
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of backend_read_bytes)" = 0 ]
+	same "$EXPORT/stallstat" "$MNT/stallstat"
+}
+
+@test "fills that stall take no thread from other readers" {
+	need root
+	make_file "$EXPORT/good" 16M
+	for i in 1 2 3; do
+		make_file "$EXPORT/stalled$i" 32M
+	done
+	stalling_backend
+	start_cachefs nfs_connections=2 fuse_threads=8 cache_fill=0 \
+	    nfs_timeout=100
+	stall_on
+	for i in 1 2 3; do
+		background cat "$MNT/stalled$i" >/dev/null
+		wait_until 10 blocked $!
+	done
+	for i in {1..40}; do
+		tail -c "${i}00K" "$EXPORT/good" >"$WORK/want"
+		timeout $((20 * SLOW)) tail -c "${i}00K" "$MNT/good" >"$WORK/got"
+		same "$WORK/want" "$WORK/got"
+	done
+	stall_off
+	for i in 1 2 3; do
+		wait_complete "$MNT/stalled$i"
+		same "$EXPORT/stalled$i" "$MNT/stalled$i"
+	done
 }
 
 # ------------------------------------------------------------ the cache disk

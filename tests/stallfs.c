@@ -4,7 +4,7 @@
  * usage: stallfs -f -o src=DIR,flag=FILE MOUNTPOINT
  *
  * Shows DIR, read-only.  While FILE exists, reads of files whose names begin
- * with "stall" do not return.
+ * with "stall" do not return, nor does stat() of "stallstat".
  */
 #define FUSE_USE_VERSION 31
 #define _GNU_SOURCE
@@ -36,6 +36,8 @@ static int
 st_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 {
 	(void)fi;
+	while (strcmp(path, "/stallstat") == 0 && access(conf.flag, F_OK) == 0)
+		usleep(20000);
 	return fstatat(srcfd, rel(path), st, AT_SYMLINK_NOFOLLOW) < 0 ?
 	    -errno : 0;
 }

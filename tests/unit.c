@@ -953,7 +953,7 @@ test_names(void)
 	T(!name_handle("/n0", &fh) && name_validated("/n0", &a,
 	    &(struct handle){ .len = 5 }, 100));
 	T(name_handle("/n0", &fh) && fh.len == 5);
-	name_doubt("/n0");
+	name_doubt("/n0", false);
 	T(!name_handle("/n0", &fh));
 	T(!name_validated("/n0", &b, &fh, 100));
 	T(name_validated("/n0", &a, &fh, 100));
