@@ -4409,7 +4409,7 @@ struct conn {
 	struct rpc_context *rpc;	/* version 3, or that of nfs */
 	uint64_t epoch;			/* counts contexts */
 	uint64_t lost_at, retry_at, deadline; /* now_ms() */
-	uint64_t heard;			/* when the server last answered */
+	uint64_t heard, up_at;		/* when the server last answered; first */
 	unsigned backoff;		/* ms */
 	int err;			/* why it must be given up, or 0 */
 	char addr[64];			/* the server's, numeric */
@@ -4433,6 +4433,7 @@ static struct {
 	struct handle root;		/* version 3 */
 	_Atomic uint64_t readmax;
 	_Atomic uint64_t heard;		/* now_ms() of the latest answer */
+	_Atomic uint64_t expired;	/* and of the latest lost lease */
 } bnfs = { .lock = PTHREAD_MUTEX_INITIALIZER,
 	.queue = TAILQ_HEAD_INITIALIZER(bnfs.queue) };
 
@@ -4914,18 +4915,21 @@ static void
 conn4_over(struct call *k, int err)
 {
 	bool lease = k->op == CALL_READ && err == -ERANGE;
+	uint64_t pause = err == -EFAULT ? 50 : k->not_before ? 300 : 0;
 
 	if (!broke4(err) && !lease && err != -EAGAIN) {
 		call_answered(k, err);
 		return;
 	}
-	if (lease && !k->c->err)
-		k->c->err = -ECONNRESET;
+	if (lease) {			/* then the others' have, too */
+		k->c->err = -EKEYEXPIRED;
+		bnfs.expired = now_ms();
+	}
 	k->got = 0;			/* from the start */
 	k->ans.attr.mode = 0;
 	k->reopened = false;
-	if (lease || err == -EAGAIN || err == -EFAULT)
-		k->not_before = now_ms() + (err == -EFAULT ? 50 : 300);
+	if (lease || err == -EAGAIN || (k->op == CALL_READ && err == -EFAULT))
+		k->not_before = now_ms() + pause;
 	call_again(k);
 }
 
@@ -5067,17 +5071,18 @@ call_send(struct call *k)
 		call_answered(k, -ENOMEM);
 }
 
-/* Give c's context up, whatever its state; its calls are queued again. */
+/* Give c's context up, whatever its state; its calls are queued again.  why is
+ * NULL when the server is there, and c will be up again at once. */
 static void
 conn_lose(struct conn *c, const char *why)
 {
 	struct call *k, *next;
 	bool others = false;
 
-	if (c->state == UP && !bnfs.quit)
+	if (c->state == UP && !bnfs.quit && why)
 		log_warn("nfs: connection %d lost: %s", c->idx, why);
 	WITH_LOCK(&bnfs.lock) {
-		if (c->state == UP && --bnfs.up == 0)
+		if (c->state == UP && --bnfs.up == 0 && why)
 			bnfs_silent_locked(now_ms());
 		c->state = DOWN;
 		others = bnfs.up > 0;
@@ -5109,7 +5114,7 @@ conn_is_up(struct conn *c, uint64_t readmax)
 	if (readmax >= DIO_ALIGN)
 		bnfs.readmax = MIN(IO_MAX, readmax);
 	c->backoff = 0;
-	c->heard = bnfs.heard = now_ms();
+	c->up_at = c->heard = bnfs.heard = now_ms();
 	WITH_LOCK(&bnfs.lock) {
 		c->state = UP;
 		bnfs.up++;
@@ -5363,12 +5368,15 @@ conn_thread(void *arg)
 	bool idle = false;
 
 	while (!bnfs.quit) {
+		if (c->state == UP && !c->err && c->up_at < bnfs.expired)
+			c->err = -EKEYEXPIRED;
 		if (c->err && c->state != DOWN) {
 			if (c->state != UP)
 				log_debug("nfs: connection %d: %s: %s", c->idx,
 				    conn_state_name[c->state],
 				    strerror(-c->err));
-			conn_lose(c, "reset by the server");
+			conn_lose(c, c->err == -EKEYEXPIRED ? NULL :
+			    "reset by the server");
 		}
 		if (c->state == DOWN && now_ms() >= c->retry_at)
 			conn_begin(c);

@@ -253,6 +253,20 @@ dies_at_once() { # CMD...
 	same "$EXPORT/cold" "$MNT/cold"
 }
 
+@test "NFSv4: a mount that was idle for longer than its lease reads on" {
+	make_file "$EXPORT/f" 3M
+	make_file "$EXPORT/cold" 3M
+	NFS_VERSION=4
+	start_nfs
+	start_cachefs nfs_timeout=5
+	same "$EXPORT/f" "$MNT/f"
+	# The lease of 10 s, and the server's next look: nothing tells of it.
+	sleep 25
+	same "$EXPORT/cold" "$MNT/cold"
+	[ "$(stat_of backend_reconnects)" -gt 0 ]
+	[ "$(stat_of backend_errors)" = 0 ]
+}
+
 @test "without the server complete files read on, also by new opens, and unknown is not deleted" {
 	make_file "$EXPORT/f" 8M
 	make_file "$EXPORT/cold" 8M
