@@ -39,9 +39,9 @@
  * No lock but the two stripes is held across backend calls, disk I/O or
  * notifications of the kernel.  An aside stripe is held by a LOOKUP while
  * libfuse moves the node (it may wait for an OPEN of the same file, which
- * takes no stripe); a key stripe while one object's files are opened, change
- * or go on the cache disk, so that a checkpoint of an old version cannot
- * overwrite a new one.  libnfs's own lock is taken under no other.  Threads
+ * takes no stripe), and by a READDIRPLUS while libfuse takes one entry; a key
+ * stripe while one object's files are opened, change or go on the cache disk,
+ * so that a checkpoint of an old version cannot overwrite a new one.  libnfs's own lock is taken under no other.  Threads
  * start after the daemon has forked.
  *
  * Ownership: an obj lives while refs > 0 (opens, fetches, the fill queue, the
@@ -3047,7 +3047,8 @@ store_stop(void)
  *	F_KEPT     written (or not to be stored); the buffer stays for readers
  *		   to come until all of it was read or the pool wants it back
  *	F_FAILED   out of the table; freed by its last reader
- * A reader that waits for a buffer holds none, so the pool can't deadlock.
+ * A reader that waits for a buffer holds none, so the pool can't deadlock; one
+ * that is lent buffers waits only for fetches, which have theirs.
  */
 #define AHEAD_MAX (32 * MiB)		/* read-ahead window of one stream */
 #define AHEAD_START (128 * KiB)		/* read in a row before any */
@@ -3385,9 +3386,9 @@ fetch_arrived(struct fetch *f, int err)
 			LIST_REMOVE(f, hash);
 		else if (f->state == F_KEPT)
 			fetch_keep(f);
-		pthread_cond_broadcast(&o->cond);
 		over = fetch_over_locked(f);
 	}
+	pthread_cond_broadcast(&o->cond);	/* who wakes finds it unlocked */
 	if (keep && f->buf) {
 		fetch_write(f);
 	} else if (keep) {
@@ -3516,11 +3517,12 @@ stream_most_locked(struct stream *s, const struct obj *o)
 static struct plan
 stream_note(struct stream *s, const struct obj *o, uint64_t off, uint64_t end)
 {
-	int64_t stride = (int64_t)(off - s->last);
 	uint64_t window, most;
 	struct plan p = { 0 };
+	int64_t stride;
 
 	GUARD(&s->lock);
+	stride = (int64_t)(off - s->last);
 	s->strides = stride && stride == s->stride ? s->strides + 1 : 0;
 	s->stride = stride;
 	s->last = off;
@@ -4536,8 +4538,8 @@ call_over(struct call *k, int err)
 			bnfs_silent_locked(now_ms() - conf.nfs_timeout * 1000);
 		k->err = err;
 		k->over = true;
-		pthread_cond_broadcast(&k->cond);
 	}
+	pthread_cond_broadcast(&k->cond);	/* who wakes finds it unlocked */
 	if (err == -EHOSTDOWN)
 		COUNT(backend_errors, 1);
 	call_put(k);
