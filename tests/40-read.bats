@@ -436,6 +436,52 @@ all_completed() {
 	jq -e '.sqe_submitted == .cqe_completed' "$MNT/.cachefs/stats" >/dev/null
 }
 
+# From here on cachefs is run by CMD.
+run_by() { # CMD...
+	local cmd
+	printf -v cmd '%q ' exec "$@" "$CACHEFS"
+	CACHEFS=$WORK/run-by
+	printf '#!/bin/sh\n%s "$@"\n' "$cmd" >"$CACHEFS"
+	chmod +x "$CACHEFS"
+}
+
+@test "where io_uring is refused one warning says so, and threads do the work" {
+	make_file "$EXPORT/f" 8000001
+	start_nfs
+	start_cachefs
+	need io_uring
+	stop_cachefs
+	run_by "$(tool nouring fuse3)"
+	start_cachefs fuse_passthrough=no
+	[ "$(stat_of io_engine)" = threads ]
+	[ "$(grep -c 'io_uring is refused' "$LOG")" = 1 ]
+	cache_file f
+	drop_caches
+	check random f
+	check direct f
+	stop_cachefs
+	refuses 1 use_io_uring refused -- \
+	    -o "$(cachefs_opts nvme_use_io_uring=yes log_level=error)" "$MNT"
+}
+
+@test "where memory can't be registered a message says so, and the ring works" {
+	need root
+	make_file "$EXPORT/f" 8000001
+	start_nfs
+	start_cachefs
+	need io_uring
+	stop_cachefs
+	run_by prlimit --memlock=65536 setpriv --bounding-set=-ipc_lock
+	start_cachefs fuse_passthrough=no
+	[ "$(stat_of io_engine)" = io_uring ]
+	[ "$(grep -c 'could not be registered' "$LOG")" = 1 ]
+	cache_file f
+	drop_caches
+	check random f
+	check direct f
+	[ "$(stat_of sqe_submitted)" -gt 0 ]
+}
+
 @test "all ways to set up the ring and the pool read right" {
 	make_file "$EXPORT/f" 8000001
 	start_nfs
