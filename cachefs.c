@@ -41,8 +41,8 @@
  * libfuse moves the node (it may wait for an OPEN of the same file, which
  * takes no stripe), and by a READDIRPLUS while libfuse takes one entry; a key
  * stripe while one object's files are opened, change or go on the cache disk,
- * so that a checkpoint of an old version cannot overwrite a new one.  libnfs's own lock is taken under no other.  Threads
- * start after the daemon has forked.
+ * so that a checkpoint of an old version cannot overwrite a new one.  libnfs's
+ * own lock is taken under no other.  Threads start after the daemon has forked.
  *
  * Ownership: an obj lives while refs > 0 (opens, fetches, the fill queue, the
  * dirty list).  A fetch is in its object's table from birth to death; it dies
@@ -4395,7 +4395,6 @@ struct call {
 	struct open4 close;
 	/* how far it is */
 	size_t got;			/* READ: of f->len */
-	bool unsure;			/* READ, v3: its version is not known */
 	bool reopened;			/* READ, v4: has been tried again */
 	READDIRPLUS3args page;		/* READDIR, v3: where to go on */
 	struct answer ans;
@@ -4748,7 +4747,6 @@ read3_took(struct call *k, const READ3resok *ok)
 	int r = pa->attributes_follow ?
 	    read3_same(k, &pa->post_op_attr_u.attributes) : 0;
 
-	k->unsure = !pa->attributes_follow;
 	if (r)
 		return r;
 #ifdef LIBNFS_API_V2
@@ -4756,7 +4754,7 @@ read3_took(struct call *k, const READ3resok *ok)
 #else
 	r = read_took(k, ok->data.data_val, ok->data.data_len);
 #endif
-	return r ? r : k->unsure;
+	return r ? r : !pa->attributes_follow;
 }
 
 /* Take what the server says to k: 0, 1 if more is to be asked, or -errno. */
