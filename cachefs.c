@@ -2261,14 +2261,15 @@ obj_charge(struct obj *o, uint64_t data)
 }
 
 /* Give o a map of blocks, none present, and room for checksums: one piece of
- * memory, as in the index.  0 or -ENOMEM. */
+ * memory, as in the index, and behind it what is not kept.  0 or -ENOMEM. */
 static int
 obj_map(struct obj *o, bool sums)
 {
 	size_t map = map_size(o->nblk);
 
-	o->map = calloc(1, map + (sums ? o->nblk * 8 : 0) + 1);
+	o->map = calloc(1, map + (sums ? o->nblk * 8 + map : 0) + 1);
 	o->sums = o->map && sums ? o->map + map / 8 : NULL;
+	o->checked = o->sums ? o->sums + o->nblk : NULL;
 	return o->map ? 0 : -ENOMEM;
 }
 
@@ -3827,11 +3828,61 @@ obj_forget(struct obj *o, uint64_t off, size_t len)
 		for (uint64_t b = off / o->bs; b <= (off + len - 1) / o->bs; b++)
 			if (bit_get(o->map, b)) {
 				bit_clear(o->map, b);
+				if (o->sums)
+					bit_clear(o->checked, b);
 				o->present--;
 			}
 		o->complete = false;
 	}
 	obj_dirty(o);
+}
+
+/*
+ * Compare the blocks of [off, off + len), which was read from disk to buf, with
+ * their checksums, each once in the life of o; one that is there in part is read
+ * whole.  False: some were damaged, and are absent now.
+ */
+static bool
+obj_verify(struct obj *o, const char *buf, uint64_t off, size_t len)
+{
+	bool good = true;
+	char p[64];
+
+	for (uint64_t b = off / o->bs; o->sums && b * o->bs < off + len; b++) {
+		uint64_t at = b * o->bs, sum = 0;
+		size_t n = MIN(o->bs, o->attr.ver.size - at);
+		const char *data = buf;
+		char *whole = NULL;
+		bool ok = false;
+
+		WITH_LOCK(&o->lock) {
+			ok = bit_get(o->checked, b);
+			sum = o->sums[b];
+		}
+		if (ok)
+			continue;
+		if (at < off || at + n > off + len) {
+			data = whole = malloc(n);
+			ok = !whole || exec_read(o->rfd, whole, n, at) !=
+			    (ssize_t)n;		/* another time */
+		} else {
+			data += at - off;
+		}
+		if (!ok && XXH3_64bits(data, n) == sum) {
+			ok = true;
+			WITH_LOCK(&o->lock)
+				bit_set(o->checked, b);
+		}
+		free(whole);
+		if (ok)
+			continue;
+		COUNT(checksum_errors, 1);
+		log_warn("cache: block %" PRIu64 " of object %s is damaged; it "
+		    "is fetched again", b, key_path(&o->attr.ver, "", p));
+		obj_forget(o, at, n);
+		good = false;
+	}
+	return good;
 }
 
 /* Have o's source open: that of a complete object is not, until its cache file
@@ -3895,12 +3946,13 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 	pthread_mutex_unlock(&o->lock);
 	if (run) {
 		n = exec_read(o->rfd, buf, run, pos);
-		if (n == (ssize_t)run) {
+		if (n != (ssize_t)run) {
+			store_degrade("read", n < 0 ? (int)n : -EIO);
+			obj_forget(o, pos, run);
+		} else if (obj_verify(o, buf, pos, run)) {
 			COUNT(hit_bytes, run);
 			return n;
 		}
-		store_degrade("read", n < 0 ? (int)n : -EIO);
-		obj_forget(o, pos, run);
 		return obj_source(o, &now);
 	}
 	if (o->gone)

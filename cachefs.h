@@ -208,7 +208,7 @@ struct obj {
 	uint64_t nblk;			/* [I] */
 	int refs;			/* [s] */
 	_Atomic bool superseded;	/* [a] no longer the current version */
-	_Atomic bool complete;		/* [a] never goes back */
+	_Atomic bool complete;		/* [a] all blocks are present */
 	_Atomic bool pinned;		/* [a] */
 	const char *_Atomic bypass;	/* [a] why it is not cached, or NULL */
 	pthread_mutex_t lock;		/* below: may not hold it across I/O */
@@ -218,6 +218,7 @@ struct obj {
 	bool ready;			/* [b] these can be written to */
 	uint64_t *map;			/* [b] blocks present */
 	uint64_t *sums;			/* [b] their checksums behind it, or NULL */
+	uint64_t *checked;		/* [b] which of them were compared */
 	uint64_t present;		/* [b] bits set in map */
 	LIST_HEAD(fetch_list, fetch) *tab; /* [b] OBJ_BUCKETS, once needed */
 	struct bfile *_Atomic bf;	/* [a] open on the server; set once */

@@ -561,3 +561,31 @@ ttl_keeps_its_promise() {
 @test "consistency=ttl serves what it knows, and asks again where it can't, by every backend" {
 	each_backend ttl_keeps_its_promise
 }
+
+damage() { # OFFSET: of the only big file in the cache
+	find "$CACHE/objects" -type f -size +2M -exec \
+	    dd of={} bs=1 seek="$1" conv=notrunc status=none \; <<<"damaged!"
+}
+
+@test "a block that was damaged on the disk is found when it is read, and fetched again" {
+	make_file "$EXPORT/f" 8M
+	start_nfs
+	start_cachefs fuse_passthrough=no
+	cache_file f
+	stop_cachefs
+	damage 3000000
+	damage 7000000
+	start_cachefs fuse_passthrough=no
+	cmp -n 4096 -i 2998272 "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of checksum_errors)" = 1 ]
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of checksum_errors)" = 2 ]
+	[ "$(grep -c 'is damaged; it is fetched' "$LOG")" = 2 ]
+	[ "$(stat_of backend_read_bytes)" -le $((2 << 20)) ]
+	wait_complete "$MNT/f"
+	stop_cachefs
+	start_cachefs fuse_passthrough=no
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of checksum_errors)" = 0 ]
+	[ "$(stat_of backend_read_bytes)" = 0 ]
+}
