@@ -3057,6 +3057,7 @@ store_stop(void)
 #define STRIDE_MAX 32			/* reads ahead */
 #define FILL_INFLIGHT 8			/* fetches of one background fill */
 #define FILL_TRIES 10			/* rounds without room before it ends */
+#define FETCH_SLOW 500000		/* us; then fewer at a time */
 
 struct stream {				/* the reads of one open file */
 	pthread_mutex_t lock;
@@ -3084,6 +3085,7 @@ static struct {
 	.queue = STAILQ_HEAD_INITIALIZER(fill.queue) };
 
 static atomic_bool backend_down;	/* the server does not answer */
+static _Atomic uint64_t fetch_us;	/* how long a fetch takes, smoothed */
 
 /* Latencies in buckets of 1/8 octave of a microsecond. */
 struct histogram {
@@ -3361,6 +3363,8 @@ fetch_arrived(struct fetch *f, int err)
 	uint64_t blk = f->off / o->bs, n = (f->len + o->bs - 1) / o->bs;
 	bool over = false, keep = f->store && !err;
 
+	if (!err)
+		fetch_us = (fetch_us * 7 + now_us() - f->born) / 8;
 	if (err)
 		log_debug("fetch: %" PRIu64 "+%zu of file %" PRIx64 ": %s",
 		    f->off, f->len, o->attr.ver.fileid, strerror(-err));
@@ -3557,12 +3561,22 @@ stream_note(struct stream *s, const struct obj *o, uint64_t off, uint64_t end)
 	return p;
 }
 
+/* Of how many fetches at a time that nobody waits for, with `most` at best: on
+ * a slow link what is wanted now must not wait for them for too long. */
+static unsigned
+fetch_share(unsigned most)
+{
+	return (unsigned)MAX(most * (uint64_t)FETCH_SLOW /
+	    MAX(fetch_us, FETCH_SLOW), 1);
+}
+
 /* Start fetching the first gap in [*from, to), ahead of a reader, and set *from
  * to its end.  Never waits; false: there is none, or no buffer for it now. */
 static bool
 fetch_ahead_one(struct obj *o, uint64_t *from, uint64_t to)
 {
-	unsigned most = MAX(conf.nfs_connections * CONN_WINDOW / 2, 4);
+	unsigned most = fetch_share(MAX(conf.nfs_connections * CONN_WINDOW / 2,
+	    4));
 	size_t size = 0;
 	char *buf;
 
@@ -3633,7 +3647,7 @@ fill_step(struct obj *o)
 				return busy > 0;
 			continue;
 		}
-		if (busy >= FILL_INFLIGHT || backend_down)
+		if (busy >= fetch_share(FILL_INFLIGHT) || backend_down)
 			return true;
 		/* From file to file the data needs none of our memory, and the
 		 * file systems may share it.  If that failed: by a buffer. */

@@ -66,3 +66,21 @@ many_unanswered() { # REQUESTS
 	[ "$calls" -le $((40 * 4 + 20)) ]
 	diff -r "$EXPORT/d" "$MNT/d"
 }
+
+@test "a link that is slow for its many readers is not taken for a silent server" {
+	for i in 1 2 3 4 5 6 7 8; do
+		make_file "$EXPORT/f$i" 12M
+	done
+	start_nfs
+	start_proxy -r 80
+	start_cachefs nfs_timeout=2
+	for i in 1 2 3 4 5 6 7 8; do
+		same "$EXPORT/f$i" "$MNT/f$i" &
+		pids+=($!)
+	done
+	for pid in "${pids[@]}"; do
+		wait "$pid"
+	done
+	[ "$(stat_of backend_reconnects)" = 0 ]
+	[ "$(stat_of backend_errors)" = 0 ]
+}
