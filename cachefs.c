@@ -3031,6 +3031,8 @@ store_stop(void)
 		pthread_cond_signal(&store.evict);
 	if (store.evictor)
 		pthread_join(store.evictor, NULL);
+	if (hung)
+		return;			/* that thread may use these */
 	sys_close(&store.objects);
 	sys_close(&store.dir);
 	sys_close(&store.lockfd);
@@ -4402,7 +4404,8 @@ bdir_stop(void)
 			;
 		hung |= bdir.threads > 0;
 	}
-	sys_close(&bdir.root);
+	if (!hung)
+		sys_close(&bdir.root);
 }
 
 static const struct backend bdir_backend = { "directory", bdir_start,

@@ -562,7 +562,7 @@ ttl_keeps_its_promise() {
 	each_backend ttl_keeps_its_promise
 }
 
-damage() { # OFFSET: of the only big file in the cache
+damage_data() { # OFFSET: of the only big file in the cache
 	find "$CACHE/objects" -type f -size +2M -exec \
 	    dd of={} bs=1 seek="$1" conv=notrunc status=none \; <<<"damaged!"
 }
@@ -573,8 +573,8 @@ damage() { # OFFSET: of the only big file in the cache
 	start_cachefs fuse_passthrough=no
 	cache_file f
 	stop_cachefs
-	damage 3000000
-	damage 7000000
+	damage_data 3000000
+	damage_data 7000000
 	start_cachefs fuse_passthrough=no
 	cmp -n 4096 -i 2998272 "$EXPORT/f" "$MNT/f"
 	[ "$(stat_of checksum_errors)" = 1 ]
