@@ -6966,8 +6966,11 @@ workers_stop(void)
 	}
 	hung = workers.ended < workers.n;
 	pthread_mutex_unlock(&workers.lock);
-	for (unsigned i = 0; i < workers.n && !hung; i++)
-		pthread_join(workers.tid[i], NULL);
+	for (unsigned i = 0; i < workers.n; i++)
+		if (hung)
+			pthread_detach(workers.tid[i]);
+		else
+			pthread_join(workers.tid[i], NULL);
 }
 
 /* === ops ==================================================== End === */
