@@ -105,10 +105,14 @@ start() { # EXPORTDIR PORT
 		[ -e "$d/libfsalvfs.so" ] && plugins=$d && break
 	done
 	[ -n "$plugins" ] || die "no libfsalvfs.so: install nfs-ganesha-vfs"
-	# From version 6 on it would not start in a container without this.
+	# From version 6 on it would not start in a container without the one,
+	# and would believe its cached directories without the other.
 	flusher=
-	! grep -qai allow_set_io_flusher_fail "$prefix/usr/bin/ganesha.nfsd" ||
+	mdcache=
+	if grep -qai allow_set_io_flusher_fail "$prefix/usr/bin/ganesha.nfsd"; then
 		flusher='allow_set_io_flusher_fail = true;'
+		mdcache='MDCACHE { Dir_Chunk = 0; }'
+	fi
 	cat >"$st/ganesha.conf" <<-EOF
 	NFS_CORE_PARAM {
 		Bind_addr = $bind;
@@ -125,6 +129,7 @@ start() { # EXPORTDIR PORT
 		$flusher
 		${NFS_EXTRA:-}
 	}
+	$mdcache
 	NFS_KRB5 { Active_krb5 = false; }
 	NFSv4 {
 		Graceless = true;
