@@ -4651,7 +4651,8 @@ call_answered(struct call *k, int err)
 {
 	if (backend_down)
 		bnfs_answers();		/* not so silent after all */
-	k->c->heard = bnfs.heard = now_ms();
+	k->c->heard = now_ms();
+	bnfs.heard = k->c->heard;
 	if (err > 0) {
 		COUNT(backend_requests, 1);
 		call_send(k);
@@ -5183,7 +5184,8 @@ conn_is_up(struct conn *c, uint64_t readmax)
 	if (readmax >= DIO_ALIGN)
 		bnfs.readmax = MIN(IO_MAX, readmax);
 	c->backoff = 0;
-	c->up_at = c->heard = bnfs.heard = now_ms();
+	c->up_at = c->heard = now_ms();
+	bnfs.heard = c->heard;
 	WITH_LOCK(&bnfs.lock) {
 		c->state = UP;
 		bnfs.up++;
@@ -6522,18 +6524,19 @@ op_read(const char *path, char *buf, size_t size, off_t off,
 	return -EIO;			/* op_read_open() has these */
 }
 
-/* Answer a request with n bytes at iov[1] and on, or n = -errno. */
+/* Answer a request with the n bytes in data's cnt pieces, or n = -errno. */
 static void
-op_reply(uint64_t unique, struct iovec *iov, unsigned cnt, ssize_t n)
+op_reply(uint64_t unique, const struct iovec *data, unsigned cnt, ssize_t n)
 {
 	struct fuse_out_header h = { .unique = unique,
 		.len = (uint32_t)(sizeof(h) + (size_t)MAX(n, 0)),
 		.error = (int32_t)MIN(n, 0) };
+	struct iovec iov[1 + LOANS] = { { &h, sizeof(h) } };
 
-	iov[0] = (struct iovec){ &h, sizeof(h) };
-	if (writev(fuse_session_fd(session), iov, n > 0 ? (int)cnt : 1) < 0 &&
-	    errno != ENOENT && n > 0)	/* ENOENT: nobody waits any more */
-		op_reply(unique, iov, 1, -errno);
+	memcpy(iov + 1, data, cnt * sizeof(*iov));
+	if (writev(fuse_session_fd(session), iov, n > 0 ? 1 + (int)cnt : 1) < 0
+	    && errno != ENOENT && n > 0)   /* ENOENT: nobody waits any more */
+		op_reply(unique, data, 0, -errno);
 }
 
 /*
@@ -6545,8 +6548,8 @@ op_read_open(const struct fuse_in_header *h)
 {
 	const struct fuse_read_in *in = (const void *)(h + 1);
 	struct file *f = (struct file *)(uintptr_t)in->fh;
-	struct iovec iov[1 + LOANS];
 	struct loan lent = { 0 };
+	struct iovec whole;
 	char *buf;
 	ssize_t n;
 
@@ -6556,10 +6559,9 @@ op_read_open(const struct fuse_in_header *h)
 	buf = malloc(in->size);
 	n = buf ? obj_read(f->o, &f->stream, buf, in->size, in->offset,
 	    &lent) : -ENOMEM;
-	iov[1] = (struct iovec){ buf, (size_t)MAX(n, 0) };
-	memcpy(iov + 1, lent.iov, lent.n * sizeof(*iov));
-	op_reply(h->unique, iov, 1 + MAX(lent.n, 1), n < 0 ?
-	    op_errno((int)n) : n);
+	whole = (struct iovec){ buf, (size_t)MAX(n, 0) };
+	op_reply(h->unique, lent.n ? lent.iov : &whole, MAX(lent.n, 1),
+	    n < 0 ? op_errno((int)n) : n);
 	loan_return(&lent, true);
 	free(buf);
 	return true;
