@@ -451,7 +451,7 @@ run_by() { # CMD...
 	start_cachefs
 	need io_uring
 	stop_cachefs
-	run_by "$(tool nouring fuse3)"
+	run_by "$(tool denyring fuse3)"
 	start_cachefs fuse_passthrough=no
 	[ "$(stat_of io_engine)" = threads ]
 	[ "$(grep -c 'io_uring is refused' "$LOG")" = 1 ]

@@ -1,7 +1,7 @@
 /*
- * nouring - run a program to which the kernel refuses io_uring.
+ * denyring - run a program to which the kernel refuses io_uring.
  *
- * usage: nouring PROGRAM [ARG...]
+ * usage: denyring PROGRAM [ARG...]
  *
  * io_uring_setup(2) fails with EPERM, as it does in containers (seccomp) and
  * with kernel.io_uring_disabled=2.
@@ -28,7 +28,7 @@ main(int argc, char **argv)
 	struct sock_fprog prog = { sizeof(code) / sizeof(*code), code };
 
 	if (argc < 2)
-		errx(2, "usage: nouring PROGRAM [ARG...]");
+		errx(2, "usage: denyring PROGRAM [ARG...]");
 	/* no_new_privs is for those who are not root */
 	if (geteuid() != 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		err(1, "prctl");
