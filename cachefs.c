@@ -16,7 +16,9 @@
  *	exec	cache disk I/O: io_uring or threads
  *	names	what the kernel knows by path; LOOKUP tokens
  *	store	objects, index files, space, eviction, checkpoints
+ *	tree	what the server's directories hold, for when it is away
  *	fetch	one READ for all who want a block; read-ahead; background fill
+ *	scrub	what is on disk compared with its checksums
  *	bdir	backend: a directory
  *	bnfs	backend: NFS by libnfs, version 3 by handle and 4 by path
  *	stats	counters as JSON
@@ -31,7 +33,9 @@
  *	dir readers	one pread() of the source each
  *	filler		background fills: starts fetches, never reads
  *	checkpointer	writes index files
+ *	noter		writes the tree's files
  *	evictor		scans the cache at start, then keeps the watermarks
+ *	scrubber	compares blocks with their checksums, now and then
  *
  * Lock ranks: a thread that holds one takes only ones further right.
  *	aside stripe > store key stripe > names > store > fill/ckpt > object >
@@ -72,10 +76,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
+#include <ftw.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <libgen.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <linux/fuse.h>
 #include <linux/openat2.h>
 #include <malloc.h>
@@ -231,7 +237,7 @@ lk_release(pthread_mutex_t **m)
 	X(evicted_bytes) X(invalidated) X(checksum_errors) X(buffer_waits) \
 	X(sqe_submitted) X(cqe_completed) X(submit_calls) X(queue_depth_max) \
 	X(daemon_reads) X(prefetched_bytes) X(prefetch_used_bytes) \
-	X(prefetch_wasted_bytes) X(spliced_bytes)
+	X(prefetch_wasted_bytes) X(spliced_bytes) X(scrubbed_bytes)
 
 static struct {
 #define X(n) _Atomic uint64_t n;
@@ -409,8 +415,8 @@ req_dying(uint32_t pid)
 		return false;		/* of a foreign pid namespace */
 	snprintf(path, sizeof(path), "/proc/%u/status", pid);
 	f = fopen(path, "re");
-	if (!f)
-		return errno == ENOENT;
+	if (!f)				/* or not shown to us, proc(5) hidepid */
+		return errno == ENOENT && kill((pid_t)pid, 0) && errno == ESRCH;
 	while (fgets(line, sizeof(line), f)) {
 		if (!strncmp(line, "SigPnd:", 7)) {
 			dying = strtoull(line + 7, NULL, 16) & 1u << 8;
@@ -606,6 +612,8 @@ CACHE(max_file_size, ANY_SIZE, "none", "larger files are served uncached"),
 CACHE(include, STR, "", "globs: only these paths are cached"),
 CACHE(exclude, STR, "", "globs: these paths are served uncached"),
 CACHE(checksum, BOOL, "yes", "keep the xxh3 of each block"),
+CACHE(scrub, SIZE(0, 1 * TiB), "4M",
+	"bytes a second compared with their checksums"),
 CACHE(offline, WORD("serve", "fail"), "serve",
 	"when the server is unreachable"),
 CACHE(offline_max_age, NUM(0, UINT32_MAX), "0", "seconds; 0 = without limit"),
@@ -1026,8 +1034,6 @@ conf_check(const struct conf *c)
 		/* Parsed, but their function is not here yet. */
 		{ c->cache_eviction, "cache_eviction=lfu and sieve are not "
 		    "supported yet; use lru" },
-		{ c->cache_offline_max_age,
-		    "cache_offline_max_age is not supported yet" },
 		{ c->fuse_io_uring, "fuse_io_uring=yes is not supported yet" },
 	};
 
@@ -1845,6 +1851,7 @@ name_validated(const char *path, const struct attr *a, const struct handle *fh,
 	    !version_same(&n->attr.ver, &a->ver))
 		return false;
 	if (n) {
+		n->noted &= !memcmp(&n->attr, a, sizeof(*a));
 		n->attr = *a;
 		n->fh = *fh;
 		n->asked = asked;
@@ -1962,6 +1969,7 @@ path_is_aside(const char *path)
 #define IDX_MANY 16			/* syncfs() for so many */
 
 static const struct backend *be;
+static atomic_bool backend_down;	/* the server does not answer */
 
 static struct {
 	int dir, objects, lockfd;	/* [I] */
@@ -2500,7 +2508,6 @@ obj_load(struct obj *o)
 	}
 	o->saved = o->present;
 	o->complete = o->present && o->present == o->nblk;
-	o->bypass = store_refuses(o->path, v->size);
 	obj_charge(o, (uint64_t)st.st_blocks * 512);
 }
 
@@ -2524,34 +2531,60 @@ obj_free(struct obj *o)
 		be->close(o->bf);
 	free(o->map);
 	free(o->tab);
+	free(o->path);
 	free(o);
 }
 
 static struct obj *
-obj_new(const struct attr *a, const char *path)
+obj_new(const struct attr *a)
 {
-	size_t len = strlen(path) + 1;
 	uint32_t bs = (uint32_t)MIN(conf.cache_block_size, IO_MAX);
-	struct obj *o = malloc(sizeof(*o) + len);
+	struct obj *o = malloc(sizeof(*o));
 
 	if (o)
 		*o = (struct obj){ .attr = *a, .refs = 1, .rfd = -1, .wfd = -1,
-			.path = memcpy(o + 1, path, len), .bs = bs,
+			.bs = bs,
 			.nblk = a->ver.size / bs + (a->ver.size % bs != 0),
 			.lock = PTHREAD_MUTEX_INITIALIZER,
 			.cond = PTHREAD_COND_INITIALIZER };
 	return o;
 }
 
+/* Somebody opens o, which so far was only in memory to be checked: now it gets
+ * the rest of its attributes and its path.  Caller holds the key's stripe.
+ * 0 or -ENOMEM. */
+static int
+obj_name(struct obj *o, const struct attr *a, const char *path)
+{
+	char *copy = path && !o->path ? strdup(path) : NULL;
+
+	if (!path || o->path)
+		return 0;
+	if (!copy)
+		return -ENOMEM;
+	o->attr.used = a->used;		/* its version is the same */
+	o->attr.rdev = a->rdev;
+	o->attr.atime = a->atime;
+	o->attr.mode = a->mode;
+	o->attr.nlink = a->nlink;
+	o->attr.uid = a->uid;
+	o->attr.gid = a->gid;
+	o->bypass = o->bypass ? o->bypass :
+	    store_refuses(copy, a->ver.size);
+	o->path = copy;
+	return 0;
+}
+
 /* The object for this version of a file, with a reference; loaded from the
- * cache if it is there, and then the current version.  NULL: out of memory. */
+ * cache if it is there, and then the current version.  path NULL: it is not
+ * opened, only to be checked.  Caller holds the key's stripe.  NULL: out of
+ * memory. */
 static struct obj *
-obj_get(const struct attr *a, const char *path)
+obj_get_locked(const struct attr *a, const char *path)
 {
 	struct obj *o = NULL, *old;
 	struct ent *e;
 
-	GUARD(key_lock(&a->ver));
 	WITH_LOCK(&store.lock) {
 		e = ent_get_locked(&a->ver, true);
 		if (!e)
@@ -2563,7 +2596,7 @@ obj_get(const struct attr *a, const char *path)
 				return o;
 			}
 		e->live++;
-		o = obj_new(a, path);
+		o = obj_new(a);
 		if (!o) {
 			ent_drop_locked(e);
 			return NULL;
@@ -2574,12 +2607,32 @@ obj_get(const struct attr *a, const char *path)
 		o->ent = e;
 		o->bytes = e->bytes;	/* it answers for the files now */
 		e->bytes = 0;
+		if (!path)
+			break;
 		e->found = false;
 		TAILQ_REMOVE(&store.lru, e, lru);
 		TAILQ_INSERT_TAIL(&store.lru, e, lru);
 	}
 	obj_load(o);
 	return o;
+}
+
+static void obj_put(struct obj *);
+
+/* The same for who opens it. */
+static struct obj *
+obj_get(const struct attr *a, const char *path)
+{
+	struct obj *o;
+	bool failed = false;
+
+	WITH_LOCK(key_lock(&a->ver)) {
+		o = obj_get_locked(a, path);
+		failed = o && obj_name(o, a, path);
+	}
+	if (failed)
+		obj_put(o);
+	return failed ? NULL : o;
 }
 
 static struct obj *
@@ -2609,7 +2662,7 @@ obj_put(struct obj *o)
 			o->bytes = 0;
 		}
 	}
-	if (o->saved && !o->superseded)
+	if (o->saved && !o->superseded && o->path)
 		utimensat(store.objects, key_path(&o->attr.ver, ".idx", p),
 		    NULL, 0);
 	bytes = o->bytes;
@@ -2862,8 +2915,9 @@ store_scan(void)
 		ent_drop_locked(e);
 	}
 	free(store.found);
-	store.scanned = true;
 }
+
+static void tree_scan(void);
 
 /* Scans once, then keeps use below the watermarks (95 % of the limit). */
 static void *
@@ -2873,7 +2927,9 @@ evict_thread(void *arg)
 	bool more = true;
 
 	(void)arg;
+	tree_scan();
 	store_scan();
+	store.scanned = true;
 	while (!stopping) {
 		WITH_LOCK(&store.lock) {
 			if (!more && !stopping)
@@ -3040,6 +3096,702 @@ store_stop(void)
 
 /* === store ================================================== End === */
 
+/* === tree: the server's names, for offline use ============ Begin === */
+
+/*
+ * What was listed and looked up, one file a directory (cachefs.h), for when the
+ * server is away, also after a restart.  What is learnt is noted as the image
+ * of such a file; the noter merges it into the file once a second.  A note that
+ * finds no room is lost: then the name is not known offline, that is all.
+ */
+#define NOTES_MAX (4 * MiB)		/* of memory, until they are written */
+#define LISTS_MAX (32 * MiB)		/* with whole listings */
+#define GONE_MAX 4096			/* names that a directory has not */
+#define HEARD_S 10			/* how often tree/server is touched */
+
+struct image {				/* a directory's file in memory */
+	char *buf;			/* allocated, or NULL: there is none */
+	size_t size;
+	const struct disk_tree *h;	/* what it begins with */
+	const struct disk_entry **v;	/* allocated; sorted by name */
+	size_t n;
+};
+
+struct note {
+	char *dir;			/* a path; "" holds the root, as "." */
+	struct image im;
+	uint64_t seq;			/* which of two was first */
+};
+
+static struct {
+	int fd;				/* [I] */
+	_Atomic int64_t heard;		/* time() when the server was there */
+	pthread_mutex_t lock;		/* the notes */
+	pthread_cond_t cond;
+	struct note *notes;
+	size_t n, room, noted;		/* noted: bytes */
+	uint64_t seq;			/* of the next one */
+	bool quit;
+	pthread_t tid;
+	uint64_t bytes;			/* [o] noter: on disk */
+	pthread_mutex_t last_lock;	/* held while the disk is read, but */
+	char *last_dir;			/* only offline: what was asked last */
+	struct image last;
+} tree = { .fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER,
+	.cond = PTHREAD_COND_INITIALIZER,
+	.last_lock = PTHREAD_MUTEX_INITIALIZER };
+
+static void
+image_free(struct image *im)
+{
+	free(im->buf);
+	free(im->v);
+	*im = (struct image){ 0 };
+}
+
+/* An entry's text is two C strings; see struct disk_entry. */
+static const char *
+entry_link(const struct disk_entry *e)
+{
+	return e->text + e->name_len + 1;
+}
+
+static bool
+entry_whole(const struct disk_entry *e, size_t room)
+{
+	size_t len = sizeof(*e) + 2;
+
+	return room >= len && e->size <= room && e->size % 8 == 0 &&
+	    (len += (size_t)e->name_len + e->link_len) <= e->size &&
+	    e->name_len && strnlen(e->text, e->name_len + 1u) == e->name_len &&
+	    e->name_len < 256 && !memchr(e->text, '/', e->name_len) &&
+	    strnlen(entry_link(e), e->link_len + 1u) == e->link_len;
+}
+
+/* Take the image that lies in im->buf.  0, -ENOMEM, or -EBADMSG: torn, damaged
+ * or foreign. */
+static int
+image_parse(struct image *im)
+{
+	const struct disk_tree *h = (const void *)im->buf;
+	const char *at = (const char *)(h + 1), *end = im->buf + im->size;
+	const struct disk_entry *e;
+
+	if (im->size < sizeof(*h) || memcmp(h->magic, TREE_MAGIC, 8) ||
+	    h->version != DISK_VERSION || h->size != sizeof(*h) ||
+	    h->xxh3 != XXH3_64bits(h, offsetof(struct disk_tree, xxh3)) ||
+	    h->body_size != im->size - sizeof(*h) ||
+	    h->entries > h->body_size / sizeof(*e) ||
+	    h->body_xxh3 != XXH3_64bits(h + 1, h->body_size))
+		return -EBADMSG;
+	im->v = calloc(h->entries + 1, sizeof(*im->v));
+	if (!im->v)
+		return -ENOMEM;
+	im->h = h;
+	for (; at < end; at += e->size) {
+		e = (const void *)at;
+		if (im->n == h->entries || !entry_whole(e, (size_t)(end - at)) ||
+		    (im->n && strcmp(im->v[im->n - 1]->text, e->text) >= 0))
+			return -EBADMSG;
+		im->v[im->n++] = e;
+	}
+	return im->n == h->entries ? 0 : -EBADMSG;
+}
+
+/* An image is written to a memory stream: begin, entries by name, end. */
+static FILE *
+image_begin(struct image *im)
+{
+	static const struct disk_tree blank;
+	FILE *f = open_memstream(&im->buf, &im->size);
+
+	if (f)
+		fwrite(&blank, sizeof(blank), 1, f);
+	return f;
+}
+
+static void
+image_add(FILE *f, const char *name, const struct attr *a, const char *link,
+    unsigned flags)
+{
+	static const char zero[8];
+	size_t nlen = strlen(name), llen = strlen(link);
+	size_t len = sizeof(struct disk_entry) + nlen + llen + 2;
+	struct disk_entry e = { .size = (uint16_t)ROUND_UP(len, 8),
+		.flags = (uint16_t)(flags | (a ? ENTRY_ATTR : 0)),
+		.name_len = (uint16_t)nlen, .link_len = (uint16_t)llen };
+
+	if (a)
+		e.attr = *a;
+	fwrite(&e, sizeof(e), 1, f);
+	fwrite(name, nlen + 1, 1, f);
+	fwrite(link, llen + 1, 1, f);
+	fwrite(zero, e.size - len, 1, f);
+}
+
+/* 0, -ENOMEM, or -EBADMSG if that was not a good one. */
+static int
+image_end(FILE *f, struct image *im, unsigned flags, size_t entries)
+{
+	struct disk_tree *h;
+	bool failed = ferror(f);
+
+	if (fclose(f) || failed || !im->buf)
+		return -ENOMEM;
+	h = (void *)im->buf;
+	*h = (struct disk_tree){ .magic = TREE_MAGIC, .version = DISK_VERSION,
+		.size = sizeof(*h), .flags = flags, .entries = entries,
+		.body_size = im->size - sizeof(*h),
+		.body_xxh3 = XXH3_64bits(h + 1, im->size - sizeof(*h)) };
+	h->xxh3 = XXH3_64bits(h, offsetof(struct disk_tree, xxh3));
+	return image_parse(im);
+}
+
+/* What is known of one name: what y says, and of x what y leaves open. */
+static void
+entry_merge(FILE *f, const struct disk_entry *x, const struct disk_entry *y)
+{
+	const struct attr *a = y->flags & ENTRY_ATTR ? &y->attr :
+	    x->flags & ENTRY_ATTR ? &x->attr : NULL;
+	bool same = !(y->flags & ENTRY_ATTR) ||
+	    version_same(&x->attr.ver, &y->attr.ver);
+
+	if (y->flags & ENTRY_GONE)
+		image_add(f, y->text, NULL, "", ENTRY_GONE);
+	else
+		image_add(f, y->text, a, y->link_len || !same ? entry_link(y) :
+		    entry_link(x), 0);
+}
+
+/* Old and newer knowledge of one directory as one image.  0 or -errno. */
+static int
+image_merge(const struct image *old, const struct image *new, struct image *to)
+{
+	static const struct disk_entry none;
+	unsigned flags = (old->h ? old->h->flags : 0) | new->h->flags;
+	bool anew = new->h->flags & TREE_WHOLE;
+	FILE *f = image_begin(to);
+	size_t i = 0, j = 0, n = 0, gone = 0;
+
+	while (f && (i < old->n || j < new->n)) {
+		const struct disk_entry *x = i < old->n ? old->v[i] : NULL;
+		const struct disk_entry *y = j < new->n ? new->v[j] : NULL;
+		int c = !x ? 1 : !y ? -1 : strcmp(x->text, y->text);
+		const struct disk_entry *e = c < 0 ? x : y;
+
+		i += c <= 0;
+		j += c >= 0;
+		if (e->flags & ENTRY_GONE ? ++gone > GONE_MAX : c < 0 && anew)
+			continue;	/* a whole listing would have it */
+		if (c < 0)
+			fwrite(e, e->size, 1, f);
+		else
+			entry_merge(f, c ? &none : x, y);
+		n++;
+	}
+	return f ? image_end(f, to, flags, n) : -ENOMEM;
+}
+
+/* Take over an image of dir; one that finds no room is dropped. */
+static void
+tree_note(const char *dir, struct image *im)
+{
+	size_t most = im->h->flags & TREE_WHOLE ? LISTS_MAX : NOTES_MAX;
+	char *copy = strdup(dir);
+
+	WITH_LOCK(&tree.lock) {
+		if (tree.n == tree.room) {
+			size_t room = tree.room ? tree.room * 2 : 64;
+			void *v = reallocarray(tree.notes, room,
+			    sizeof(*tree.notes));
+
+			tree.notes = v ? v : tree.notes;
+			tree.room = v ? room : tree.room;
+		}
+		if (!copy || tree.n == tree.room ||
+		    (tree.n && tree.noted + im->size > most))
+			break;
+		tree.notes[tree.n++] = (struct note){ copy, *im, tree.seq++ };
+		tree.noted += im->size;
+		*im = (struct image){ 0 };
+		copy = NULL;
+	}
+	free(copy);
+	image_free(im);
+}
+
+/* The path of the directory that has path, and its name there; allocated. */
+static char *
+tree_parent(const char *path, const char **name)
+{
+	if (path[1])
+		return path_parent(path, name);
+	*name = ".";
+	return strdup("");
+}
+
+/* The server showed a for path, or that it links to link; neither: that it is
+ * not there. */
+static void
+tree_note_name(const char *path, const struct attr *a, const char *link)
+{
+	struct image im = { 0 };
+	const char *name;
+	char *dir = tree_parent(path, &name);
+	FILE *f = dir && tree.fd >= 0 ? image_begin(&im) : NULL;
+
+	if (f) {
+		image_add(f, name, a, link ? link : "",
+		    a || link ? 0 : ENTRY_GONE);
+		if (!image_end(f, &im, 0, 1))
+			tree_note(dir, &im);
+	}
+	image_free(&im);
+	free(dir);
+}
+
+static int
+dirent_by_name(const void *a, const void *b)
+{
+	const struct dirent_plus *const *x = a, *const *y = b;
+
+	return strcmp((*x)->name, (*y)->name);
+}
+
+/* The server listed l for path. */
+static void
+tree_note_list(const char *path, const struct dirlist *l)
+{
+	const struct dirent_plus **v = calloc(l->n + 1, sizeof(*v));
+	struct image im = { 0 };
+	FILE *f = v && tree.fd >= 0 ? image_begin(&im) : NULL;
+	size_t n = 0;
+
+	for (size_t i = 0; v && i < l->n; i++)
+		v[i] = &l->v[i];
+	if (v)
+		qsort(v, l->n, sizeof(*v), dirent_by_name);
+	for (size_t i = 0; f && i < l->n; i++) {
+		if (i && !strcmp(v[i]->name, v[i - 1]->name))
+			continue;
+		image_add(f, v[i]->name, v[i]->have_attr ? &v[i]->attr : NULL,
+		    "", 0);
+		n++;
+	}
+	if (f && !image_end(f, &im, TREE_WHOLE, n))
+		tree_note(path, &im);
+	image_free(&im);
+	free(v);
+}
+
+/* "xx/KEY" of a directory, by its path, and a suffix: "" or ".tmp". */
+static const char *
+tree_key(const char *dir, const char *suffix, char buf[64])
+{
+	XXH128_hash_t h = XXH3_128bits(dir, strlen(dir));
+
+	snprintf(buf, 64, "%02x/%016" PRIx64 "%016" PRIx64 "%s",
+	    (unsigned)(h.low64 & 0xff), (uint64_t)h.high64, (uint64_t)h.low64,
+	    suffix);
+	return buf;
+}
+
+/* Read a file of the tree.  0; -ENOENT; -EBADMSG: torn, damaged or foreign; or
+ * -errno. */
+static int
+tree_read(const char *key, struct image *im)
+{
+	int fd = sys_openat(tree.fd, key, O_RDONLY, 0);
+	struct stat st;
+	int r = fd < 0 ? fd : fstat(fd, &st) ? -errno : 0;
+
+	*im = (struct image){ 0 };
+	if (!r) {
+		im->size = (size_t)st.st_size;
+		im->buf = malloc(im->size + 1);
+		r = !im->buf ? -ENOMEM : sys_pread(fd, im->buf, im->size, 0) !=
+		    (ssize_t)im->size ? -EBADMSG : image_parse(im);
+	}
+	sys_close(&fd);
+	if (r)
+		image_free(im);
+	return r;
+}
+
+/* Those of dir; one that is damaged goes, and is learnt anew. */
+static int
+tree_load(const char *dir, struct image *im)
+{
+	char key[64];
+	int r = tree_read(tree_key(dir, "", key), im);
+
+	if (r == -EBADMSG) {
+		COUNT(checksum_errors, 1);
+		log_warn("cache: dropped the listing of %s: it is damaged",
+		    *dir ? dir : "/");
+		unlinkat(tree.fd, key, 0);
+	}
+	return r;
+}
+
+/* Charge what the tree takes on disk.  False: it may not have so much. */
+static bool
+tree_charge(uint64_t before, uint64_t after)
+{
+	uint64_t share = (store.limit ? store.limit : store.room) / 8;
+
+	before = ROUND_UP(before, DIO_ALIGN);
+	after = ROUND_UP(after, DIO_ALIGN);
+	GUARD(&store.lock);
+	if (after > before && (!store.scanned || tree.bytes + after - before > share ||
+	    store_missing_locked(after - before)))
+		return false;
+	tree.bytes += after - before;
+	store.used += after - before;
+	return true;
+}
+
+/* Remove all that is known: a new start costs little, and bounds it. */
+static void
+tree_clear(void)
+{
+	for (int i = 0; i < 256; i++) {
+		struct dirent *d;
+		char xx[3];
+		DIR *dir;
+
+		snprintf(xx, sizeof(xx), "%02x", i);
+		dir = fdopendir(sys_openat(tree.fd, xx,
+		    O_RDONLY | O_DIRECTORY, 0));
+		while (dir && (d = readdir(dir)))
+			if (*d->d_name != '.')
+				unlinkat(dirfd(dir), d->d_name, 0);
+		if (dir)
+			closedir(dir);
+	}
+	tree_charge(tree.bytes, 0);
+	log_info("cache: forgot the listings for offline use: too many");
+}
+
+/* Merge what was noted of dir into its file.  Noter only. */
+static void
+tree_update(const char *dir, const struct image *new)
+{
+	struct image old, im = { 0 };
+	char key[64], tmp[64], xx[3] = "";
+	uint64_t before;
+	int r = tree_load(dir, &old);
+
+	before = old.size;
+	if (r == -ENOMEM || image_merge(&old, new, &im) ||
+	    (old.size == im.size && !memcmp(old.buf, im.buf, im.size)))
+		goto done;
+	if (!tree_charge(before, im.size)) {
+		if (tree.bytes > before + im.size)
+			tree_clear();
+		goto done;
+	}
+	memcpy(xx, tree_key(dir, "", key), 2);
+	tree_key(dir, ".tmp", tmp);
+	r = store_write(tree.fd, tmp, im.buf, im.size, false);
+	if (r == -ENOENT && (!mkdirat(tree.fd, xx, 0700) || errno == EEXIST))
+		r = store_write(tree.fd, tmp, im.buf, im.size, false);
+	if (!r && renameat(tree.fd, tmp, tree.fd, key))
+		r = -errno;
+	if (r) {
+		unlinkat(tree.fd, tmp, 0);
+		tree_charge(im.size, before);
+		store_degrade("listing", r);
+	}
+done:
+	image_free(&old);
+	image_free(&im);
+}
+
+static int
+note_by_dir(const void *a, const void *b)
+{
+	const struct note *x = a, *y = b;
+	int c = strcmp(x->dir, y->dir);
+
+	return c ? c : x->seq < y->seq ? -1 : 1;
+}
+
+/* Merge v[0..n), of one directory, into v[0].im.  0 or -errno. */
+static int
+notes_fold(struct note *v, size_t n)
+{
+	struct image im = { 0 };
+	int r = 0;
+
+	if (n < 2)
+		return 0;
+	r = notes_fold(v, n / 2) ?: notes_fold(v + n / 2, n - n / 2) ?:
+	    image_merge(&v[0].im, &v[n / 2].im, &im);
+	image_free(&v[n / 2].im);
+	if (!r) {
+		image_free(&v[0].im);
+		v[0].im = im;
+	} else {
+		image_free(&im);
+	}
+	return r;
+}
+
+static void
+tree_flush(struct note *v, size_t n)
+{
+	size_t end;
+
+	if (n)
+		qsort(v, n, sizeof(*v), note_by_dir);
+	for (size_t i = 0; i < n; i = end) {
+		for (end = i + 1; end < n && !strcmp(v[i].dir, v[end].dir);)
+			end++;
+		if (!notes_fold(v + i, end - i))
+			tree_update(v[i].dir, &v[i].im);
+	}
+	for (size_t i = 0; i < n; i++) {
+		image_free(&v[i].im);
+		free(v[i].dir);
+	}
+	free(v);
+}
+
+/* Charge what lies there already; clear what a crash has left. */
+static void
+tree_scan(void)
+{
+	uint64_t bytes = 0;
+
+	for (int i = 0; i < 256 && !stopping; i++) {
+		struct dirent *d;
+		struct stat st;
+		char xx[3];
+		DIR *dir;
+
+		snprintf(xx, sizeof(xx), "%02x", i);
+		dir = fdopendir(sys_openat(tree.fd, xx,
+		    O_RDONLY | O_DIRECTORY, 0));
+		while (dir && (d = readdir(dir))) {
+			if (fstatat(dirfd(dir), d->d_name, &st,
+			    AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+				continue;
+			if (strchr(d->d_name, '.'))
+				unlinkat(dirfd(dir), d->d_name, 0);
+			else
+				bytes += ROUND_UP((uint64_t)st.st_size,
+				    DIO_ALIGN);
+		}
+		if (dir)
+			closedir(dir);
+	}
+	GUARD(&store.lock);
+	tree.bytes = bytes;
+	store.used += bytes;
+}
+
+/* While the server is there tree/server's mtime says so. */
+static void
+tree_touch(void)
+{
+	static int64_t touched;		/* [o] */
+
+	if (backend_down)
+		return;
+	tree.heard = time(NULL);
+	if (tree.heard - touched >= HEARD_S) {
+		touched = tree.heard;
+		utimensat(tree.fd, "server", NULL, 0);
+	}
+}
+
+static void *
+tree_thread(void *arg)
+{
+	bool quit = false;
+
+	(void)arg;
+	while (!quit) {
+		struct note *batch = NULL;
+		size_t n = 0;
+
+		WITH_LOCK(&tree.lock) {
+			if (!tree.quit)
+				wait_on(&tree.cond, &tree.lock,
+				    now_ms() + 1000);
+			quit = tree.quit;
+			if (!store.scanned && !quit)
+				break;		/* see tree_charge() */
+			batch = tree.notes;
+			n = tree.n;
+			tree.notes = NULL;
+			tree.n = tree.room = tree.noted = 0;
+		}
+		tree_flush(batch, n);
+		tree_touch();
+	}
+	return NULL;
+}
+
+/* May what is known be served although the server is away? */
+static bool
+tree_serves(void)
+{
+	return conf.cache_offline == 0 && (!conf.cache_offline_max_age ||
+	    !backend_down ||
+	    time(NULL) - tree.heard <= conf.cache_offline_max_age);
+}
+
+/* Have tree.last be dir's.  0; -EHOSTDOWN: it is not known. */
+static int
+tree_last_locked(const char *dir)
+{
+	if (tree.last_dir && !strcmp(tree.last_dir, dir))
+		return 0;
+	free(tree.last_dir);
+	image_free(&tree.last);
+	tree.last_dir = NULL;
+	if (tree.fd < 0 || tree_load(dir, &tree.last))
+		return -EHOSTDOWN;
+	tree.last_dir = strdup(dir);
+	return tree.last_dir ? 0 : -ENOMEM;
+}
+
+/* The server is back: what was read while it was away is old from now on. */
+static void
+tree_forget(void)
+{
+	GUARD(&tree.last_lock);
+	free(tree.last_dir);
+	image_free(&tree.last);
+	tree.last_dir = NULL;
+}
+
+static int
+entry_by_name(const void *name, const void *e)
+{
+	return strcmp(name, (*(const struct disk_entry *const *)e)->text);
+}
+
+/* What the server last showed of path: its attributes, or with link its
+ * target.  0; -ENOENT: it was asked for and not there; -EHOSTDOWN: not known; or
+ * -ENOMEM. */
+static int
+tree_get(const char *path, struct attr *a, char *link, size_t size)
+{
+	const struct disk_entry **p, *e;
+	const char *name;
+	char *dir = tree_parent(path, &name);
+	int r;
+
+	if (!dir)
+		return -ENOMEM;
+	GUARD(&tree.last_lock);
+	r = tree_last_locked(dir);
+	free(dir);
+	if (r)
+		return r;
+	p = tree.last.n ? bsearch(name, tree.last.v, tree.last.n,
+	    sizeof(*tree.last.v), entry_by_name) : NULL;
+	e = p ? *p : NULL;
+	if (!e)		/* not even a whole listing says: it may be new */
+		return -EHOSTDOWN;
+	if (e->flags & ENTRY_GONE)
+		return -ENOENT;
+	if (link ? !e->link_len || e->link_len >= size :
+	    !(e->flags & ENTRY_ATTR))
+		return -EHOSTDOWN;
+	if (link)
+		memcpy(link, entry_link(e), e->link_len + 1u);
+	else
+		*a = e->attr;
+	return 0;
+}
+
+/* The names that path last had.  0, -EHOSTDOWN: not known, or -ENOMEM. */
+static int
+tree_list(const char *path, struct dirlist *l)
+{
+	int r;
+
+	GUARD(&tree.last_lock);
+	r = tree_last_locked(path);
+	if (!r && !(tree.last.h->flags & TREE_WHOLE))
+		r = -EHOSTDOWN;
+	for (size_t i = 0; !r && i < tree.last.n; i++) {
+		const struct disk_entry *e = tree.last.v[i];
+
+		if (!(e->flags & ENTRY_GONE))
+			r = dirlist_add(l, e->text, e->flags & ENTRY_ATTR ?
+			    &e->attr : NULL);
+	}
+	if (r)
+		dirlist_free(l);
+	return r;
+}
+
+/* Open dir/tree.  0 or -errno after a sentence. */
+static int
+tree_open(void)
+{
+	struct stat st;
+
+	if (mkdirat(store.dir, "tree", 0700) && errno != EEXIST)
+		return refuse(-errno, "tree: %s", strerror(errno));
+	tree.fd = sys_openat(store.dir, "tree", O_RDONLY | O_DIRECTORY, 0);
+	if (tree.fd < 0)
+		return refuse(tree.fd, "tree: %s", strerror(-tree.fd));
+	tree.heard = fstatat(tree.fd, "server", &st, AT_SYMLINK_NOFOLLOW) ? 0 :
+	    st.st_mtime;
+	return 0;
+}
+
+/* Start the noter.  version: the NFS server's, or 0. */
+static int
+tree_start(unsigned version)
+{
+	char text[32];
+	int n = snprintf(text, sizeof(text), "version %u\n", version), r;
+
+	if (version && !backend_down) {
+		r = store_write(tree.fd, "server", text, (size_t)n, false);
+		if (r)
+			store_degrade("tree/server", r);
+	}
+	return sys_thread(&tree.tid, tree_thread, NULL);
+}
+
+/* The version of the server, as it was when it was there; 0: not known. */
+static unsigned
+tree_server_version(void)
+{
+	int fd = sys_openat(tree.fd, "server", O_RDONLY, 0);
+	char text[32] = "";
+	unsigned version = 0;
+
+	if (fd >= 0 && sys_pread(fd, text, sizeof(text) - 1, 0) > 0)
+		sscanf(text, "version %u", &version);
+	sys_close(&fd);
+	return version;
+}
+
+static void
+tree_stop(void)
+{
+	WITH_LOCK(&tree.lock) {
+		tree.quit = true;
+		pthread_cond_signal(&tree.cond);
+	}
+	if (tree.tid)
+		pthread_join(tree.tid, NULL);
+	tree_forget();
+	if (!hung)
+		sys_close(&tree.fd);
+}
+
+/* === tree =================================================== End === */
+
 /* === fetch: one READ for all who want a block ============= Begin === */
 
 /*
@@ -3086,7 +3838,6 @@ static struct {
 	.cond = PTHREAD_COND_INITIALIZER,
 	.queue = STAILQ_HEAD_INITIALIZER(fill.queue) };
 
-static atomic_bool backend_down;	/* the server does not answer */
 static _Atomic uint64_t fetch_us;	/* how long a fetch takes, smoothed */
 
 /* Latencies in buckets of 1/8 octave of a microsecond. */
@@ -3853,6 +4604,18 @@ obj_forget(struct obj *o, uint64_t off, size_t len)
 	obj_dirty(o);
 }
 
+/* Block b of o is not what its checksum says. */
+static void
+obj_damaged(struct obj *o, uint64_t b)
+{
+	char p[64];
+
+	COUNT(checksum_errors, 1);
+	log_warn("cache: block %" PRIu64 " of object %s is damaged; it is "
+	    "fetched again", b, key_path(&o->attr.ver, "", p));
+	obj_forget(o, b * o->bs, 1);
+}
+
 /*
  * Compare the blocks of [off, off + len), which was read from disk to buf, with
  * their checksums, each once in the life of o; one that is there in part is read
@@ -3862,7 +4625,6 @@ static bool
 obj_verify(struct obj *o, const char *buf, uint64_t off, size_t len)
 {
 	bool good = true;
-	char p[64];
 
 	for (uint64_t b = off / o->bs; o->sums && b * o->bs < off + len; b++) {
 		uint64_t at = b * o->bs, sum = 0;
@@ -3892,10 +4654,7 @@ obj_verify(struct obj *o, const char *buf, uint64_t off, size_t len)
 		free(whole);
 		if (ok)
 			continue;
-		COUNT(checksum_errors, 1);
-		log_warn("cache: block %" PRIu64 " of object %s is damaged; it "
-		    "is fetched again", b, key_path(&o->attr.ver, "", p));
-		obj_forget(o, at, n);
+		obj_damaged(o, b);
 		good = false;
 	}
 	return good;
@@ -4032,6 +4791,248 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 
 /* === fetch ================================================== End === */
 
+/* === scrub: damage found before it is read ================ Begin === */
+
+/*
+ * Blocks on disk are compared with their checksums, past the page cache: those
+ * of a file when `cachefs verify` asks, and all that is cached, from time to
+ * time, at a bounded rate.  The scrubber holds an object for a slice of it at a
+ * time, so that it can be evicted; to have been checked is no use of it.
+ */
+#define SCRUB_SLICE (64 * MiB)
+#define SCRUB_BAD 256			/* damaged blocks of a slice, at most */
+#define SCRUB_EVERY_MS (24 * 3600 * 1000)	/* from start to start */
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	pthread_t tid;
+	bool quit;
+} scrub = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.cond = PTHREAD_COND_INITIALIZER };
+
+/* Wait so long, or until the end.  False: it is the end. */
+static bool
+scrub_pause(uint64_t ms)
+{
+	uint64_t until = now_ms() + ms;
+
+	GUARD(&scrub.lock);
+	while (!scrub.quit && wait_on(&scrub.cond, &scrub.lock, until) !=
+	    -ETIMEDOUT)
+		;
+	return !scrub.quit;
+}
+
+/* Compare block b of o with what fd, its data file, holds; buf has room for
+ * it.  0: it is not there, or has no checksum; 1: good; 2: damaged, and absent
+ * now; or -errno: it can't be read. */
+static int
+scrub_block(struct obj *o, int fd, uint64_t b, char *buf)
+{
+	size_t len = MIN(o->bs, o->attr.ver.size - b * o->bs);
+	uint64_t sum = 0;
+	bool there = false;
+	ssize_t n;
+
+	for (int tries = 0; tries < 2; tries++) {
+		WITH_LOCK(&o->lock) {
+			there = o->sums && obj_present_locked(o, b * o->bs) &&
+			    !fetch_find_locked(o, b * o->bs);
+			sum = there ? o->sums[b] : 0;
+		}
+		if (!there)
+			return 0;
+		n = sys_pread(fd, buf, ROUND_UP(len, DIO_ALIGN), b * o->bs);
+		if (n < 0)
+			return (int)n;
+		if ((size_t)n >= len && XXH3_64bits(buf, len) == sum)
+			return 1;	/* else it may just have been written */
+	}
+	obj_damaged(o, b);
+	return 2;
+}
+
+/* Compare the blocks of o from v->off on, at most a slice, and set v->off to
+ * where that ended.  rate: bytes a second, or 0.  Counts in v; bad gets the
+ * damaged blocks, SCRUB_BAD at most.  0 or -errno. */
+static int
+scrub_slice(struct obj *o, uint64_t rate, struct cachefs_verify *v,
+    uint64_t *bad)
+{
+	uint64_t end = MIN(v->off + SCRUB_SLICE, o->attr.ver.size), nbad = 0;
+	int fd = key_open(&o->attr.ver, "", O_RDONLY |
+	    (conf.direct_io ? O_DIRECT : 0));
+	int r = fd == -ENOENT ? 0 : fd;		/* nothing of it is cached */
+	char *buf = NULL;
+
+	if (fd == -ENOENT)
+		v->off = end;
+	while (fd >= 0 && r >= 0 && !(buf = pool_try(o->bs, pool.size / 2)))
+		if (!scrub_pause(50))
+			r = -EINTR;
+	for (; r >= 0 && v->off < end && nbad < SCRUB_BAD; v->off += o->bs) {
+		uint64_t before = v->bytes;
+
+		r = stopping ? -EINTR : scrub_block(o, fd, v->off / o->bs, buf);
+		if (r > 0)
+			v->bytes += MIN(o->bs, o->attr.ver.size - v->off);
+		if (r > 1)
+			bad[nbad++] = v->off / o->bs;
+		if (rate && v->bytes / rate > before / rate &&
+		    !scrub_pause(1000))
+			r = -EINTR;
+	}
+	v->damaged += nbad;
+	v->off = MIN(v->off, o->attr.ver.size);
+	if (!conf.direct_io && fd >= 0)
+		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	if (buf)
+		pool_put(buf, o->bs);
+	if (fd >= 0)
+		sys_close(&fd);
+	return MIN(r, 0);
+}
+
+/* The current object of a file, to be checked; NULL: there is none with
+ * checksums. */
+static struct obj *
+scrub_get(const struct version *key)
+{
+	struct disk_index h;
+	struct obj *o = NULL;
+	struct ent *e;
+	int fd;
+
+	GUARD(key_lock(key));
+	WITH_LOCK(&store.lock) {
+		e = ent_get_locked(key, false);
+		if (!e)
+			return NULL;
+		o = LIST_FIRST(&e->objs);
+		if (o && o->superseded)
+			return NULL;
+		if (o) {
+			o->refs++;
+			return o;
+		}
+	}
+	fd = key_open(key, ".idx", O_RDONLY);
+	if (fd >= 0 && idx_header(fd, &h) && version_same_file(&h.ver, key) &&
+	    h.flags & IDX_SUMS)
+		o = obj_get_locked(&(struct attr){ .ver = h.ver }, NULL);
+	sys_close(&fd);
+	return o;
+}
+
+/* Check all of one object, in slices; v: see scrub_slice(). */
+static void
+scrub_object(const struct version *key, struct cachefs_verify *v)
+{
+	uint64_t bad[SCRUB_BAD];
+	bool more = true;
+
+	for (v->off = 0; more && !stopping;) {
+		struct obj *o = scrub_get(key);
+		uint64_t before = v->bytes;
+
+		if (!o)
+			return;
+		more = !scrub_slice(o, conf.cache_scrub, v, bad) &&
+		    v->off < o->attr.ver.size && !o->superseded;
+		COUNT(scrubbed_bytes, v->bytes - before);
+		obj_put(o);
+	}
+}
+
+/* The files in one bucket of the registry; how many of the room ones. */
+static size_t
+scrub_bucket(size_t i, struct version *v, size_t room)
+{
+	struct ent *e;
+	size_t n = 0;
+
+	GUARD(&store.lock);
+	LIST_FOREACH(e, &store.ents[i], hash)
+		if (n < room)
+			v[n++] = (struct version){ .fsid = e->fsid,
+				.fileid = e->fileid };
+	return n;
+}
+
+static void *
+scrub_thread(void *arg)
+{
+	static struct version key[1024]; /* [o] more than a bucket ever has */
+	struct cachefs_verify v = { 0 };
+	uint64_t began;
+
+	(void)arg;
+	while (!store.scanned)
+		if (!scrub_pause(100))
+			return NULL;
+	do {
+		began = now_ms();
+		for (size_t i = 0; i < STORE_BUCKETS && !stopping; i++) {
+			size_t n = scrub_bucket(i, key, 1024);
+
+			while (n > 0 && !stopping)
+				scrub_object(&key[--n], &v);
+		}
+	} while (scrub_pause(began + SCRUB_EVERY_MS - MIN(now_ms(), began +
+	    SCRUB_EVERY_MS)));
+	return NULL;
+}
+
+static int
+scrub_start(void)
+{
+	return conf.cache_scrub ? sys_thread(&scrub.tid, scrub_thread, NULL) :
+	    0;
+}
+
+static void
+scrub_stop(void)
+{
+	WITH_LOCK(&scrub.lock) {
+		scrub.quit = true;
+		pthread_cond_signal(&scrub.cond);
+	}
+	if (scrub.tid)
+		pthread_join(scrub.tid, NULL);
+}
+
+/* One slice of `cachefs verify`: check it, and fetch anew what is damaged.
+ * v->err: why a block could not be fetched.  0 or -errno. */
+static int
+scrub_verify(struct obj *o, struct cachefs_verify *v)
+{
+	struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER };
+	uint64_t bad[SCRUB_BAD], before = v->damaged;
+	bool some = false, sums = false;
+	char *buf;
+	ssize_t n = 0;
+	int r;
+
+	WITH_LOCK(&o->lock) {
+		some = o->present > 0;
+		sums = o->sums != NULL;
+	}
+	if (!some)
+		v->off = o->attr.ver.size;
+	r = !some ? 0 : sums ? scrub_slice(o, 0, v, bad) : -EOPNOTSUPP;
+	buf = v->damaged > before ? malloc(o->bs) : NULL;
+	for (uint64_t i = 0; !r && buf && i < v->damaged - before; i++)
+		n = MIN(obj_read(o, &s, buf, o->bs, bad[i] * o->bs, NULL), n);
+	if (n < 0)
+		v->err = (int32_t)-n;
+	fill.streams -= s.counted;
+	free(buf);
+	return r;
+}
+
+/* === scrub ================================================== End === */
+
 /* === bdir: a directory as the backend ===================== Begin === */
 
 /*
@@ -4120,6 +5121,21 @@ bdir_fsid(const char *path, dev_t dev)
 	return fsid;
 }
 
+/* Does an error of the file system that is cached say that its server is away?
+ * A soft NFS mount says EIO. */
+static int
+bdir_errno(int r)
+{
+	switch (-r) {
+	case EIO: case ENOTCONN: case ECONNABORTED: case ECONNREFUSED:
+	case ECONNRESET: case EHOSTUNREACH: case ENETUNREACH: case ENETDOWN:
+	case ETIMEDOUT:
+		return -EHOSTDOWN;
+	default:
+		return r;
+	}
+}
+
 /* The attributes of path, that is of name in the open fd or, with "", of fd
  * itself.  fd may be an error, which is returned. */
 static int
@@ -4152,7 +5168,7 @@ bdir_getattr(const char *path, struct attr *a, struct handle *fh)
 	COUNT(backend_requests, 1);
 	fh->len = 0;
 	sys_close(&fd);
-	return r;
+	return bdir_errno(r);
 }
 
 static void
@@ -4336,7 +5352,7 @@ bdir_readdir(const char *path, struct dirlist *l)
 	if (!d) {
 		r = fd < 0 ? fd : -errno;
 		sys_close(&fd);
-		return r;
+		return bdir_errno(r);
 	}
 	while (!r && (errno = 0, e = readdir(d))) {
 		struct attr a;
@@ -4355,7 +5371,7 @@ bdir_readdir(const char *path, struct dirlist *l)
 	if (!r && errno)
 		r = -errno;
 	closedir(d);
-	return r;
+	return bdir_errno(r);
 }
 
 static int
@@ -4371,7 +5387,7 @@ bdir_readlink(const char *path, char *buf, size_t size)
 		buf[MAX(n, 0)] = '\0';
 	}
 	sys_close(&fd);
-	return r;
+	return bdir_errno(r);
 }
 
 static int
@@ -4387,6 +5403,12 @@ bdir_start(void)
 	if (bdir.root < 0)
 		return fail(-EIO, "backend %s: %s", conf.nfs_backend,
 		    strerror(errno));
+	return 0;
+}
+
+static int
+bdir_run(void)
+{
 	GUARD(&bdir.lock);
 	return bdir_spawn_locked();
 }
@@ -4409,8 +5431,8 @@ bdir_stop(void)
 }
 
 static const struct backend bdir_backend = { "directory", bdir_start,
-	bdir_stop, bdir_getattr, bdir_open, bdir_close, bdir_read, true,
-	bdir_raise, bdir_readdir, bdir_readlink, bdir_statfs };
+	bdir_run, bdir_stop, bdir_getattr, bdir_open, bdir_close, bdir_read,
+	true, bdir_raise, bdir_readdir, bdir_readlink, bdir_statfs };
 
 /* === bdir =================================================== End === */
 
@@ -4639,9 +5661,15 @@ call_again(struct call *k)
 static bool
 bnfs_answers(void)
 {
-	GUARD(&bnfs.lock);
-	bnfs.silent = 0;
-	return atomic_exchange(&backend_down, false);
+	bool was = false;
+
+	WITH_LOCK(&bnfs.lock) {
+		bnfs.silent = 0;
+		was = atomic_exchange(&backend_down, false);
+	}
+	if (was)
+		tree_forget();
+	return was;
 }
 
 /* The server answered k: with err or, if that is 1, with a part of what was
@@ -5329,7 +6357,7 @@ conn_begin(struct conn *c)
 	bool ok;
 
 	c->err = 0;
-	if (c->epoch)
+	if (c->epoch || !*c->addr)
 		conn_resolve(c);
 	c->deadline = now_ms() + conf.nfs_timeout * 1000;
 	GUARD(&libnfs_lock);
@@ -5697,48 +6725,66 @@ bnfs_explain(const struct conn *c)
 }
 
 /* Connect once, before anything is mounted; tries version 3, then 4, when
- * that is left open.  0, or -errno after a sentence. */
+ * that is left open.  0, or after a sentence: -EHOSTDOWN: the server is not
+ * there; or -errno. */
 static int
 bnfs_start(void)
 {
 	struct conn *c = &bnfs.conn[0];
-	int r = conn_resolve(c);
+	int r;
 
-	if (r)
-		return fail(-EIO, "backend %s: cannot resolve host %s: %s",
-		    conf.nfs_backend, bnfs.host, gai_strerror(r));
-	bnfs.readmax = IO_MAX;
 	for (unsigned i = 0; i < conf.nfs_connections; i++) {
 		bnfs.conn[i].idx = (int)i;
-		memcpy(bnfs.conn[i].addr, c->addr, sizeof(c->addr));
 		bnfs.conn[i].wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		if (bnfs.conn[i].wake < 0)
-			return -errno;
+			return fail(-errno, "eventfd: %s", strerror(errno));
 	}
+	r = conn_resolve(c);
+	if (r)
+		return fail(-EHOSTDOWN, "backend %s: cannot resolve host %s: "
+		    "%s", conf.nfs_backend, bnfs.host, gai_strerror(r));
+	bnfs.readmax = IO_MAX;
 	for (bnfs.version = conf.nfs_version == 2 ? 4 : 3; ; bnfs.version = 4) {
 		bool last = conf.nfs_version || bnfs.version == 4;
+		bool there = false;
 
 		conn_begin(c);
 		while (c->state != UP && !c->err)
 			conn_turn(c, 100);
 		if (c->state == UP)
-			break;
-		last |= c->state == EXPORT;
+			return 0;
+		there = c->state == EXPORT || (c->state == MOUNT &&
+		    (c->err == -ENOENT || c->err == -EACCES));
+		last |= there;
 		if (last)
 			bnfs_explain(c);
 		conn_lose(c, "");
 		if (last)
-			return -EIO;
+			return there ? -EIO : -EHOSTDOWN;
 		c->epoch = 0;
+	}
+}
+
+/* Start the connections' threads: the first is up or, if the server is away,
+ * none.  0, or -errno after a message. */
+static int
+bnfs_run(void)
+{
+	int r = 0;
+
+	if (backend_down) {
+		bnfs.readmax = IO_MAX;
+		WITH_LOCK(&bnfs.lock)
+			bnfs_silent_locked(now_ms());
 	}
 	log_info("nfs: %s:%s, version %u, %u connections", bnfs.host,
 	    bnfs.export, bnfs.version, conf.nfs_connections);
-	for (unsigned i = 0; i < conf.nfs_connections; i++) {
+	for (unsigned i = 1; i < conf.nfs_connections; i++)
+		memcpy(bnfs.conn[i].addr, bnfs.conn[0].addr,
+		    sizeof(bnfs.conn[i].addr));
+	for (unsigned i = 0; !r && i < conf.nfs_connections; i++)
 		r = sys_thread(&bnfs.conn[i].tid, conn_thread, &bnfs.conn[i]);
-		if (r)
-			return r;
-	}
-	return 0;
+	return r;
 }
 
 static void
@@ -5755,9 +6801,9 @@ bnfs_stop(void)
 			sys_close(&bnfs.conn[i].wake);
 }
 
-static const struct backend bnfs_backend = { "nfs", bnfs_start, bnfs_stop,
-	bnfs_getattr, bnfs_open, bnfs_close, bnfs_read, false, bnfs_raise,
-	bnfs_readdir, bnfs_readlink, bnfs_statfs };
+static const struct backend bnfs_backend = { "nfs", bnfs_start, bnfs_run,
+	bnfs_stop, bnfs_getattr, bnfs_open, bnfs_close, bnfs_read, false,
+	bnfs_raise, bnfs_readdir, bnfs_readlink, bnfs_statfs };
 
 /* === bnfs =================================================== End === */
 
@@ -5901,6 +6947,49 @@ is_ctl(const char *path)
 	return !strcmp(path, CTL_DIR) || !strcmp(path, CTL_STATS);
 }
 
+/* The server showed a for path: note it for offline use, unless that was done
+ * before. */
+static void
+op_note(const char *path, const struct attr *a)
+{
+	bool noted = true;
+
+	WITH_LOCK(&names.lock) {
+		struct name *n = name_find_locked(path, false);
+
+		if (n) {
+			noted = n->noted;
+			n->noted = true;
+		}
+	}
+	if (!noted)
+		tree_note_name(path, a, NULL);
+}
+
+/* The server is away: what is known of path, from this run or an earlier one.
+ * 0, -ENOENT, or -EHOSTDOWN: nothing, or it may not be served. */
+static int
+op_offline(const char *path, struct attr *a, bool known)
+{
+	int r;
+
+	if (!tree_serves())
+		return -EHOSTDOWN;
+	if (known)
+		return 0;
+	r = tree_get(path, a, NULL, 0);
+	if (r)
+		return r;
+	GUARD(&names.lock);
+	struct name *n = name_find_locked(path, true);
+	if (n && !n->answered) {	/* long ago */
+		n->attr = *a;
+		n->asked = n->answered = 1;
+		n->noted = true;
+	}
+	return 0;
+}
+
 /*
  * The attributes of path as fresh as the consistency mode wants them: asks
  * the server, unless the mode or its absence lets us use what we know.
@@ -5926,19 +7015,27 @@ op_validate(const char *path, struct attr *a)
 				age = asked - MIN(n->answered, asked);
 			}
 		}
-		if (known && ((backend_down && conf.cache_offline == 0) ||
-		    conf.cache_consistency == CONS_IMMUTABLE ||
-		    (conf.cache_consistency == CONS_TTL &&
-		    age < conf.cache_ttl * UINT64_C(1000000))))
+		if (backend_down) {
+			r = op_offline(path, a, known);
+			if (r != -EHOSTDOWN)
+				return r;
+		} else if (known && (conf.cache_consistency ==
+		    CONS_IMMUTABLE || (conf.cache_consistency == CONS_TTL &&
+		    age < conf.cache_ttl * UINT64_C(1000000)))) {
 			return 0;
+		}
 		r = be->getattr(path, &fresh, &fh);
-		if (r == -EHOSTDOWN && known && conf.cache_offline == 0)
-			return 0;
+		if (r == -EHOSTDOWN)
+			return op_offline(path, a, known);
+		if (r == -ENOENT)
+			tree_note_name(path, NULL, NULL);
 		if (r)
 			return r;
 		*a = fresh;
-		if (name_validated(path, a, &fh, asked))
+		if (name_validated(path, a, &fh, asked)) {
+			op_note(path, a);
 			return 0;
+		}
 	}
 	return 0;			/* it changes faster than we can ask */
 }
@@ -6668,6 +7765,28 @@ readdir_tell(const struct dir *d, const struct dirent_plus *e, bool plus,
 	return !full;
 }
 
+/* The names of d, from the server or as they were when it was there; these the
+ * kernel may not take for those of the version that it knows.  0 or -errno. */
+static int
+dir_load(struct dir *d)
+{
+	int r = backend_down && tree_serves() ? tree_list(d->path, &d->list) :
+	    -EHOSTDOWN;
+	bool known = !r;
+
+	if (!known)
+		r = be->readdir(d->path, &d->list);
+	if (!known && !r)
+		tree_note_list(d->path, &d->list);
+	if (r == -EHOSTDOWN && tree_serves())
+		known = !(r = tree_list(d->path, &d->list));
+	GUARD(&names.lock);
+	struct name *n = known ? name_find_locked(d->path, false) : NULL;
+	if (n)
+		n->pages = (struct version){ 0 };
+	return r;
+}
+
 /* Offsets are positions in the listing taken at the first call (or rewind);
  * 0 and 1 are . and .. . */
 static int
@@ -6682,7 +7801,7 @@ op_readdir(const char *path, void *buf, fuse_fill_dir_t fn, off_t off,
 		d->loaded = true;
 	} else if (!d->loaded || off == 0) {
 		dirlist_free(&d->list);
-		r = be->readdir(d->path, &d->list);
+		r = dir_load(d);
 		if (r)
 			return op_errno(r);
 		d->loaded = true;
@@ -6701,17 +7820,37 @@ op_readdir(const char *path, void *buf, fuse_fill_dir_t fn, off_t off,
 static int
 op_readlink(const char *path, char *buf, size_t size)
 {
-	return op_errno(be->readlink(path, buf, size));
+	int r = backend_down && tree_serves() ? tree_get(path, NULL, buf,
+	    size) : -EHOSTDOWN;
+
+	if (r != -EHOSTDOWN)
+		return r;
+	r = be->readlink(path, buf, size);
+	if (!r)
+		tree_note_name(path, NULL, buf);
+	if (r == -EHOSTDOWN && tree_serves())
+		r = tree_get(path, NULL, buf, size);
+	return op_errno(r);
 }
 
+/* While the server is away: as it was. */
 static int
 op_statfs(const char *path, struct statvfs *sv)
 {
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static struct statvfs last;
+	int r;
+
 	(void)path;
 	memset(sv, 0, sizeof(*sv));
-	int r = be->statfs(sv);
-
+	r = be->statfs(sv);
+	GUARD(&lock);
+	if (r == -EHOSTDOWN && tree_serves()) {
+		*sv = last;
+		r = 0;
+	}
 	sv->f_namemax = 255;
+	last = *sv;
 	return op_errno(r);
 }
 
@@ -6787,6 +7926,23 @@ op_listxattr(const char *path, char *list, size_t size)
 	return (int)sizeof(all);
 }
 
+/* The requests of the subcommands, for whom the daemon runs. */
+static int
+op_ioctl(const char *path, unsigned cmd, void *arg, struct fuse_file_info *fi,
+    unsigned flags, void *data)
+{
+	struct file *f = (struct file *)(uintptr_t)fi->fh;
+	uid_t uid = fuse_get_context()->uid;
+
+	(void)path;
+	(void)arg;
+	if (cmd != CACHEFS_IOC_VERIFY || flags & FUSE_IOCTL_DIR || !f || !f->o)
+		return -ENOTTY;
+	if (uid != 0 && uid != geteuid())
+		return -EPERM;
+	return op_errno(scrub_verify(f->o, data));
+}
+
 /* One feature flag of the connection on or off, in whichever way this libfuse
  * has.  False if the kernel does not offer it. */
 static bool
@@ -6855,7 +8011,7 @@ static const struct fuse_operations ops = {
 	.opendir = op_opendir, .readdir = op_readdir,
 	.releasedir = op_releasedir, .statfs = op_statfs,
 	.getxattr = op_getxattr, .listxattr = op_listxattr,
-	.rename = op_rename,
+	.rename = op_rename, .ioctl = op_ioctl,
 };
 
 /*
@@ -6985,6 +8141,7 @@ usage(void)
 	printf("usage: cachefs [-dfhV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
 	    "MOUNTPOINT\n"
 	    "       cachefs stats [-j] MOUNTPOINT\n"
+	    "       cachefs verify [-r] PATH...\n"
 	    "\n"
 	    "  -c FILE    read the configuration from this ini file\n"
 	    "  -o OPT     set an option; wins over the file\n"
@@ -7062,6 +8219,93 @@ cmd_stats(int argc, char **argv)
 	else
 		print_object(buf, "");
 	return EXIT_SUCCESS;
+}
+
+static struct {				/* what `cachefs verify` has found */
+	uint64_t files, bytes, damaged;
+	bool failed;
+} verified;
+
+/* Have the daemon check one file. */
+static void
+verify_file(const char *path)
+{
+	struct cachefs_verify v = { 0 };
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+	struct stat st;
+	uint64_t from;
+	int r = fd < 0 || fstat(fd, &st) ? -errno : 0;
+
+	while (!r && v.off < (uint64_t)st.st_size) {
+		from = v.off;
+		r = ioctl(fd, CACHEFS_IOC_VERIFY, &v) ? -errno : 0;
+		if (v.off <= from)
+			break;
+	}
+	sys_close(&fd);
+	if (r)
+		log_error("%s: %s", path, r == -ENOTTY ? "is not a file of a "
+		    "cachefs mount" : r == -EOPNOTSUPP ? "is cached without "
+		    "checksums" : strerror(-r));
+	if (v.damaged)
+		printf("%s: %" PRIu64 " damaged block%s, %s%s\n", path,
+		    v.damaged, v.damaged == 1 ? "" : "s", v.err ?
+		    "to be fetched again: " : "fetched again",
+		    v.err ? strerror(v.err) : "");
+	verified.files++;
+	verified.bytes += v.bytes;
+	verified.damaged += v.damaged;
+	verified.failed |= r || v.err;
+}
+
+static int
+verify_entry(const char *path, const struct stat *st, int type, struct FTW *w)
+{
+	(void)w;
+	if (type == FTW_DNR || type == FTW_NS) {
+		log_error("%s: %s", path, strerror(errno));
+		verified.failed = true;
+	} else if (S_ISREG(st->st_mode) && st->st_size) {
+		verify_file(path);
+	}
+	return 0;
+}
+
+/* cachefs verify [-r] PATH... */
+static int
+cmd_verify(int argc, char **argv)
+{
+	bool recursive = false;
+	struct stat st;
+	int c;
+
+	while ((c = getopt(argc, argv, "r")) != -1) {
+		if (c != 'r')
+			return EXIT_USAGE;
+		recursive = true;
+	}
+	if (optind == argc) {
+		fprintf(stderr, "usage: cachefs verify [-r] PATH...\n");
+		return EXIT_USAGE;
+	}
+	for (int i = optind; i < argc; i++) {
+		if (!lstat(argv[i], &st) && !S_ISDIR(st.st_mode)) {
+			verify_file(argv[i]);
+		} else if (recursive || access(argv[i], F_OK)) {
+			if (nftw(argv[i], verify_entry, 64, FTW_PHYS)) {
+				log_error("%s: %s", argv[i], strerror(errno));
+				verified.failed = true;
+			}
+		} else {
+			log_error("%s: is a directory; -r goes into it",
+			    argv[i]);
+			verified.failed = true;
+		}
+	}
+	printf("%" PRIu64 " files, %" PRIu64 " bytes checked, %" PRIu64
+	    " damaged blocks\n", verified.files, verified.bytes,
+	    verified.damaged);
+	return verified.failed || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 /* Is a cachefs mounted at exactly this path, and nothing over it? */
@@ -7276,6 +8520,62 @@ on_usr2(int sig)
 	(void)sig;
 }
 
+/*
+ * Keep of root's capabilities those to unmount and for passthrough; to register
+ * the pool, whatever RLIMIT_MEMLOCK is; to read what others may not, of a
+ * directory; and, of NFS, to connect from a port that exports(5) calls secure.
+ * Of this thread and those that it starts.
+ */
+static void
+drop_capabilities(void)
+{
+	struct __user_cap_header_struct h = {
+		.version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct d[2];
+	uint32_t keep = 1u << CAP_SYS_ADMIN | 1u << CAP_IPC_LOCK |
+	    (be == &bnfs_backend ? 1u << CAP_NET_BIND_SERVICE :
+	    1u << CAP_DAC_READ_SEARCH);
+
+	if (syscall(SYS_capget, &h, d))
+		return;			/* a kernel without */
+	d[0].effective &= keep;
+	d[0].permitted &= keep;
+	d[0].inheritable = 0;
+	d[1] = (struct __user_cap_data_struct){ 0 };
+	if (syscall(SYS_capset, &h, d))
+		log_warn("capabilities stay as they are: %s", strerror(errno));
+}
+
+/* The server is not there.  Start all the same if this cache knows what it
+ * looked like.  0 or -errno; why the server is not there was said. */
+static int
+start_away(const char *backend)
+{
+	char *known = path_join(conf.cache_dir, "tree/server");
+	bool was = known && !access(known, R_OK);
+	unsigned version;
+	struct attr root;
+	int r;
+
+	free(known);
+	if (!was || conf.cache_offline != 0)
+		return -EHOSTDOWN;
+	r = store_open(backend) ?: tree_open();
+	if (r)
+		return r;
+	backend_down = true;
+	version = conf.nfs_version ? conf.nfs_version + 2 :
+	    tree_server_version();
+	if (!version || tree_get("/", &root, NULL, 0))
+		return -EHOSTDOWN;
+	if (!tree_serves())
+		return fail(-EHOSTDOWN, "what is cached is older than "
+		    "cache_offline_max_age");
+	log_warn("starting offline, with what the cache knows");
+	bnfs.version = version;
+	return 0;
+}
+
 /* Everything between a valid configuration and the end; in the daemon's own
  * process.  Returns the exit status. */
 static int
@@ -7303,19 +8603,28 @@ run(int ready)
 	started_ms = now_ms();
 	if (backend_choose(backend))
 		return EXIT_USAGE;
-	r = mountpoint_check() ?: be->start() ?: store_open(backend) ?:
+	r = mountpoint_check() ?: be->start();
+	if (r == -EHOSTDOWN)
+		r = start_away(backend);
+	else
+		r = r ?: store_open(backend) ?: tree_open();
+	if (!r && !(r = mount_fuse()))
+		drop_capabilities();	/* no thread has been started yet */
+	r = r ?: be->run() ?:
 	    pool_start(conf.buffer_memory, conf.cache_block_size) ?:
 	    exec_start(store.dir) ?: fill_start() ?: store_start() ?:
-	    mount_fuse() ?: serve(ready);
+	    tree_start(bnfs.version) ?: scrub_start() ?: serve(ready);
 	stopping = true;
 	if (the_fuse && !hung)
 		fuse_destroy(the_fuse);
+	scrub_stop();
 	fill_stop();
 	be->stop();
 	exec_stop(&exec);
 	exec_stop(&exec_polled);
 	while (pool.base && fetch_reclaim())
 		;
+	tree_stop();
 	store_stop();
 	if (hung) {			/* it has buffers, and more, of ours */
 		log_error("backend %s hangs; ending without it", backend);
@@ -7428,12 +8737,14 @@ int
 main(int argc, char **argv)
 {
 	static const char *const later[] = { "ls", "warm", "evict", "pin",
-		"unpin", "verify", "check", NULL };
+		"unpin", "check", NULL };
 	const char *word = argc > 1 ? argv[1] : "";
 	int r;
 
 	if (!strcmp(word, "stats"))
 		return cmd_stats(argc - 1, argv + 1);
+	if (!strcmp(word, "verify"))
+		return cmd_verify(argc - 1, argv + 1);
 	for (int i = 0; later[i]; i++)
 		if (!strcmp(word, later[i]))
 			return fail(EXIT_USAGE, "the subcommand %s is not "

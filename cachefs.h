@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/queue.h>
 
 #define CACHEFS_VERSION "0.1.0"
@@ -42,12 +43,17 @@
  *	lock			flock'd by the daemon, its pid as text
  *	objects/xx/KEY		data: sparse, exactly as long as the server's
  *	objects/xx/KEY.idx	struct disk_index, then body
- * KEY is 16 hex digits of fsid and 16 of fileid, xx the low byte of the
- * xxh3 of these.  The index file's mtime is the time of last use.
+ *	tree/xx/KEY		struct disk_tree, then entries: a directory
+ *	tree/server		the server's NFS version, as text
+ * An object's KEY is 16 hex digits of fsid and 16 of fileid, xx the low byte of
+ * the xxh3 of these; a directory's the 128 bits of its path's xxh3.  The index
+ * file's mtime is the time of last use; tree/server's, when the server was
+ * last there.
  */
 #define DISK_VERSION	1u
 #define SUPER_MAGIC	"CACHEFS\n"
 #define INDEX_MAGIC	"CFSINDX\n"
+#define TREE_MAGIC	"CFSTREE\n"
 
 struct disk_super {
 	char magic[8];
@@ -105,7 +111,7 @@ struct conf {
 	uint64_t cache_block_size;
 	unsigned cache_fill;		/* percent */
 	unsigned cache_eviction, cache_consistency, cache_ttl;
-	uint64_t cache_min_file_size, cache_max_file_size;
+	uint64_t cache_min_file_size, cache_max_file_size, cache_scrub;
 	char *cache_include, *cache_exclude;
 	unsigned cache_checksum, cache_offline, cache_offline_max_age;
 	unsigned use_io_uring, queue_depth, polling_mode, sq_poll_idle_ms;
@@ -129,6 +135,33 @@ struct attr {
 	int64_t atime;
 	uint32_t mode, nlink, uid, gid;
 };
+
+#define TREE_WHOLE	1u		/* all that the directory holds */
+#define ENTRY_ATTR	1u		/* attr is known */
+#define ENTRY_GONE	2u		/* it was asked for, and not there */
+
+struct disk_tree {
+	char magic[8];
+	uint32_t version;
+	uint32_t size;			/* of this structure */
+	uint32_t flags;			/* TREE_* */
+	uint32_t reserved;
+	uint64_t entries;
+	uint64_t body_size;		/* bytes after this structure */
+	uint64_t body_xxh3;
+	uint64_t xxh3;			/* of all before it in this structure */
+};
+_Static_assert(sizeof(struct disk_tree) == 56, "on-disk format");
+
+struct disk_entry {
+	struct attr attr;
+	uint16_t size;			/* of all of it, a multiple of 8 */
+	uint16_t flags;			/* ENTRY_* */
+	uint16_t name_len, link_len;	/* without the NUL behind each: */
+	char text[];			/* name, what it links to */
+};
+_Static_assert(sizeof(struct attr) == 80 && sizeof(struct disk_entry) == 88,
+    "on-disk format");
 
 /* The server's handle of a file; empty where a backend goes by path. */
 struct handle {
@@ -160,6 +193,17 @@ struct exec_req {
 	void (*done)(struct exec_req *);
 	STAILQ_ENTRY(exec_req) next;	/* executor's */
 };
+
+/* What `cachefs verify` asks of the daemon, by ioctl(2) on a file: to check it
+ * from off on, for a while. */
+struct cachefs_verify {
+	uint64_t off;			/* out: where that ended */
+	uint64_t bytes;			/* checked; with those before */
+	uint64_t damaged;		/* blocks; with those before */
+	int32_t err;			/* errno: why they are not there again */
+	uint32_t reserved;
+};
+#define CACHEFS_IOC_VERIFY _IOWR('C', 1, struct cachefs_verify)
 
 struct obj;
 struct bfile;
@@ -203,7 +247,8 @@ struct obj {
 	struct ent *ent;		/* [I] its line in the registry */
 	uint64_t bytes;			/* [s] on disk: allocated and reserved */
 	struct attr attr;		/* [I] */
-	char *path;			/* [I] by which it was opened first */
+	char *_Atomic path;		/* [a] by which it was opened first;
+					 * NULL: it never was, see obj_name() */
 	uint32_t bs;			/* [I] block size on disk */
 	uint64_t nblk;			/* [I] */
 	int refs;			/* [s] */
@@ -262,6 +307,7 @@ struct name {
 	struct handle fh;		/* [n] */
 	uint64_t asked, answered;	/* [n] us: when attr was validated */
 	bool doubt;			/* [n] and is not right any more */
+	bool noted;			/* [n] it was, see tree_note() */
 	struct version told;		/* [n] version of the kernel's inode; a
 					 * regular file's never changes */
 	struct version pages;		/* [n] version of its cached pages */
@@ -277,6 +323,7 @@ struct name {
 struct backend {
 	const char *name;
 	int (*start)(void);		/* logs why not */
+	int (*run)(void);		/* its threads, once mounted */
 	void (*stop)(void);
 	int (*getattr)(const char *path, struct attr *, struct handle *);
 	int (*open)(struct obj *, const char *path, struct attr *now);

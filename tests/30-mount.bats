@@ -367,3 +367,23 @@ as_nobody() { # FILE
 	[ "$(stat_of backend_read_bytes)" = 0 ]
 	[ "$(stat_of objects)" = 0 ]
 }
+
+@test "of root's capabilities the daemon keeps what it needs, in every thread" {
+	need root
+	make_file "$EXPORT/f" 1M
+	# CAP_SYS_ADMIN is 21, IPC_LOCK 14, NET_BIND_SERVICE 10, DAC_READ_SEARCH 2.
+	capabilities() {
+		cat "$MNT/f" >/dev/null
+		grep -hE '^Cap(Inh|Prm|Eff)' "/proc/$CACHEFS_PID/task"/*/status |
+			sort -u | tr '\n\t' ' '
+	}
+	start_nfs
+	start_cachefs
+	[ "$(capabilities)" = "CapEff: 0000000000204400 CapInh: 0000000000000000 CapPrm: 0000000000204400 " ]
+	stop_cachefs
+	rm -rf "$CACHE"
+	chmod 000 "$EXPORT/f"		# which root may read all the same
+	chown 12345:12345 "$EXPORT/f"
+	BACKEND=$EXPORT start_cachefs
+	[ "$(capabilities)" = "CapEff: 0000000000204004 CapInh: 0000000000000000 CapPrm: 0000000000204004 " ]
+}

@@ -562,9 +562,10 @@ ttl_keeps_its_promise() {
 	each_backend ttl_keeps_its_promise
 }
 
-damage_data() { # OFFSET: of the only big file in the cache
-	find "$CACHE/objects" -type f -size +2M -exec \
-	    dd of={} bs=1 seek="$1" conv=notrunc status=none \; <<<"damaged!"
+damage_data() { # OFFSET: of all big files in the cache
+	find "$CACHE/objects" -type f -size +2M | while read -r f; do
+		dd of="$f" bs=1 seek="$1" conv=notrunc status=none <<<"damaged!"
+	done
 }
 
 @test "a block that was damaged on the disk is found when it is read, and fetched again" {
@@ -588,4 +589,73 @@ damage_data() { # OFFSET: of the only big file in the cache
 	same "$EXPORT/f" "$MNT/f"
 	[ "$(stat_of checksum_errors)" = 0 ]
 	[ "$(stat_of backend_read_bytes)" = 0 ]
+}
+
+@test "verify finds damaged blocks of complete files, and fetches them again" {
+	mkdir "$EXPORT/d"
+	make_file "$EXPORT/d/f" 8M
+	make_file "$EXPORT/g" 100000
+	make_file "$EXPORT/cold" 3M
+	start_nfs
+	start_cachefs cache_scrub=0
+	cache_file d/f
+	cache_file g
+	run "$CACHEFS" verify -r "$MNT"
+	[ "$status" = 0 ]
+	[ "$output" = "3 files, $(((8 << 20) + 100000)) bytes checked, 0 damaged blocks" ]
+	damage_data 3000000
+	damage_data 7000000
+	not same "$EXPORT/d/f" "$MNT/d/f"	# by passthrough nobody looks
+	run "$CACHEFS" verify "$MNT/d/f"
+	[ "$status" = 0 ]
+	[ "${lines[0]}" = "$MNT/d/f: 2 damaged blocks, fetched again" ]
+	[ "$(stat_of checksum_errors)" = 2 ]
+	wait_complete "$MNT/d/f"
+	same "$EXPORT/d/f" "$MNT/d/f"
+	run "$CACHEFS" verify "$MNT/d/f" "$MNT/g"
+	[ "$status" = 0 ]
+	[ "$output" = "2 files, $(((8 << 20) + 100000)) bytes checked, 0 damaged blocks" ]
+	run "$CACHEFS" verify "$MNT/d" "$EXPORT/g" "$MNT/none"
+	[ "$status" = 1 ]
+	[[ $output == *"$MNT/d: is a directory"*"$EXPORT/g: is not a file of a cachefs"*"$MNT/none: No such file"* ]]
+}
+
+@test "verify says what it can't fetch again, and it is not served" {
+	make_file "$EXPORT/f" 8M
+	start_nfs
+	start_cachefs nfs_timeout=2 cache_scrub=0
+	cache_file f
+	stop_nfs
+	damage_data 3000000
+	run "$CACHEFS" verify "$MNT/f"
+	[ "$status" = 1 ]
+	[[ ${lines[0]} == "$MNT/f: 1 damaged block, to be fetched again: "* ]]
+	not cmp "$EXPORT/f" "$MNT/f"
+	restart_nfs
+	wait_until 30 same "$EXPORT/f" "$MNT/f"
+	wait_complete "$MNT/f"
+}
+
+@test "damage on the disk is found in the background, of files in use and of others" {
+	make_file "$EXPORT/f" 8M
+	make_file "$EXPORT/g" 3M
+	start_nfs
+	start_cachefs cache_scrub=0
+	cache_file f
+	cache_file g
+	stop_cachefs
+	damage_data 1000000		# in both
+	start_cachefs cache_scrub=1G
+	exec 8<"$MNT/g"
+	wait_until 20 eval '[ "$(stat_of checksum_errors)" = 2 ]'
+	exec 8<&-
+	same "$EXPORT/f" "$MNT/f"
+	same "$EXPORT/g" "$MNT/g"
+	[ "$(stat_of backend_read_bytes)" -le $((2 << 20)) ]
+	wait_complete "$MNT/f"
+	wait_complete "$MNT/g"
+	stop_cachefs
+	start_cachefs cache_scrub=1G
+	wait_until 20 eval '[ "$(stat_of scrubbed_bytes)" -ge $((11 << 20)) ]'
+	[ "$(stat_of checksum_errors)" = 0 ]
 }

@@ -16,25 +16,6 @@ fetched() { # BYTES
 	[ "$(stat_of backend_read_bytes)" -ge "$1" ]
 }
 
-state_is() { # STATE
-	[ "$(stat_of state)" = "$1" ]
-}
-
-# Try to read FILE at OFFSET by one pread; prints ok or the error's name, and
-# the tenths of a second that open and read took.
-attempt() { # FILE [OFFSET]
-	timeout -s KILL $((100 * SLOW)) python3 - "$1" "${2:-0}" <<-'END'
-		import errno, os, sys, time
-		start, result = time.monotonic(), "ok"
-		try:
-		    fd = os.open(sys.argv[1], os.O_RDONLY)
-		    os.pread(fd, 65536, int(sys.argv[2]))
-		except OSError as e:
-		    result = errno.errorcode[e.errno]
-		print(result, int((time.monotonic() - start) * 10))
-	END
-}
-
 # Reading FILE fails with EIO, after no more than SECS.
 fails_within() { # SECS FILE [OFFSET]
 	local result tenths

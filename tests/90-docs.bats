@@ -158,4 +158,7 @@ alike() { # A B
 	[ "$(completed "$CACHEFS" -o cache_checksum= | xargs)" = "yes no" ]
 	[ "$(completed "$CACHEFS" sta)" = stats ]
 	[ "$(completed "$CACHEFS" stats -)" = -j ]
+	[ "$(completed "$CACHEFS" verify -)" = -r ]
+	touch "$WORK/file"
+	completed "$CACHEFS" verify "fi" | grep -qx file
 }

@@ -563,6 +563,10 @@ stat_of() { # NAME, or a jq path below the top
 	jq -er ".$1" "$MNT/.cachefs/stats"
 }
 
+state_is() { # STATE
+	[ "$(stat_of state)" = "$1" ]
+}
+
 state_of() { # FILE -> absent, partial, complete
 	getfattr --absolute-names --only-values -n user.cachefs.state -- "$1"
 }
@@ -601,6 +605,21 @@ make_file() { # PATH SIZE [SEED]
 
 same() { # A B: the same bytes, both readable
 	cmp -- "$1" "$2"
+}
+
+# Try to read FILE at OFFSET by one pread; prints ok or the error's name, and
+# the tenths of a second that open and read took.
+attempt() { # FILE [OFFSET]
+	timeout -s KILL $((100 * SLOW)) python3 - "$1" "${2:-0}" <<-'END'
+		import errno, os, sys, time
+		start, result = time.monotonic(), "ok"
+		try:
+		    fd = os.open(sys.argv[1], os.O_RDONLY)
+		    os.pread(fd, 65536, int(sys.argv[2]))
+		except OSError as e:
+		    result = errno.errorcode[e.errno]
+		print(result, int((time.monotonic() - start) * 10))
+	END
 }
 
 # Forget the page cache: of FILEs only, or of the machine.

@@ -802,7 +802,8 @@ make_obj(uint64_t size, uint32_t bs)
 
 	conf.cache_block_size = bs;
 	o = obj_new(&(struct attr){ .mode = S_IFREG | 0644, .ver = {
-		.fsid = 7, .fileid = 42, .size = size, .mtime = 1 }}, "/f");
+		.fsid = 7, .fileid = 42, .size = size, .mtime = 1 }});
+	o->path = strdup("/f");
 	o->rfd = open(in_tmp("data"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	T(!obj_map(o, conf.cache_checksum));
 	return o;
@@ -830,7 +831,7 @@ idx_write(struct obj *o)
 static int
 read_back(const struct obj *o, bool *same)
 {
-	struct obj *n = obj_new(&o->attr, o->path);
+	struct obj *n = obj_new(&o->attr);
 	int r = idx_read(n);
 
 	*same = !r && n->bs == o->bs && n->nblk == o->nblk && n->present ==
