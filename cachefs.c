@@ -2556,10 +2556,11 @@ obj_new(const struct attr *a)
 static int
 obj_name(struct obj *o, const struct attr *a, const char *path)
 {
-	char *copy = path && !o->path ? strdup(path) : NULL;
+	char *copy;
 
 	if (!path || o->path)
 		return 0;
+	copy = strdup(path);
 	if (!copy)
 		return -ENOMEM;
 	o->attr.used = a->used;		/* its version is the same */
@@ -2623,7 +2624,7 @@ static void obj_put(struct obj *);
 static struct obj *
 obj_get(const struct attr *a, const char *path)
 {
-	struct obj *o;
+	struct obj *o = NULL;
 	bool failed = false;
 
 	WITH_LOCK(key_lock(&a->ver)) {
@@ -3161,8 +3162,10 @@ entry_whole(const struct disk_entry *e, size_t room)
 {
 	size_t len = sizeof(*e) + 2;
 
-	return room >= len && e->size <= room && e->size % 8 == 0 &&
-	    (len += (size_t)e->name_len + e->link_len) <= e->size &&
+	if (room < len)
+		return false;
+	len += (size_t)e->name_len + e->link_len;
+	return e->size <= room && e->size % 8 == 0 && len <= e->size &&
 	    e->name_len && strnlen(e->text, e->name_len + 1u) == e->name_len &&
 	    e->name_len < 256 && !memchr(e->text, '/', e->name_len) &&
 	    strnlen(entry_link(e), e->link_len + 1u) == e->link_len;
@@ -3279,6 +3282,8 @@ image_merge(const struct image *old, const struct image *new, struct image *to)
 		int c = !x ? 1 : !y ? -1 : strcmp(x->text, y->text);
 		const struct disk_entry *e = c < 0 ? x : y;
 
+		if (!e)			/* for clang's analyzer */
+			break;
 		i += c <= 0;
 		j += c >= 0;
 		if (e->flags & ENTRY_GONE ? ++gone > GONE_MAX : c < 0 && anew)
@@ -3484,7 +3489,8 @@ tree_update(const char *dir, const struct image *new)
 
 	before = old.size;
 	if (r == -ENOMEM || image_merge(&old, new, &im) ||
-	    (old.size == im.size && !memcmp(old.buf, im.buf, im.size)))
+	    (old.buf && old.size == im.size && !memcmp(old.buf, im.buf,
+	    im.size)))
 		goto done;
 	if (!tree_charge(before, im.size)) {
 		if (tree.bytes > before + im.size)
@@ -8232,7 +8238,7 @@ verify_file(const char *path)
 {
 	struct cachefs_verify v = { 0 };
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-	struct stat st;
+	struct stat st = { 0 };
 	uint64_t from;
 	int r = fd < 0 || fstat(fd, &st) ? -errno : 0;
 
