@@ -2718,7 +2718,8 @@ obj_create(struct obj *o)
 	if (conf.direct_io)
 		wfd = key_open(v, "", O_WRONLY | O_DIRECT);
 	GUARD(&o->lock);
-	o->rfd = fd;
+	if (o->rfd < 0)			/* else somebody may be reading by it */
+		o->rfd = fd;
 	o->wfd = wfd;
 	o->ready = true;
 	/* of one that is written at once a ring need not know */
