@@ -2830,9 +2830,32 @@ ckpt_thread(void *arg)
 	return NULL;
 }
 
+/* Call fn for each file of dir's xx/; its name is "xx/NAME". */
+static void
+store_walk(int dir, void (*fn)(const char *name))
+{
+	for (int i = 0; i < 256 && !stopping; i++) {
+		struct dirent *d;
+		char name[4 + NAME_MAX + 1];
+		DIR *xx;
+
+		snprintf(name, sizeof(name), "%02x", i);
+		xx = fdopendir(sys_openat(dir, name, O_RDONLY | O_DIRECTORY,
+		    0));
+		while (xx && !stopping && (d = readdir(xx))) {
+			if (*d->d_name == '.')
+				continue;
+			snprintf(name, sizeof(name), "%02x/%s", i, d->d_name);
+			fn(name);
+		}
+		if (xx)
+			closedir(xx);
+	}
+}
+
 /* Add one object found on disk to the registry; clear what a crash left. */
 static void
-scan_object(const char *file)
+scan_object(const char *name)
 {
 	struct version v = { 0 };
 	struct disk_index h;
@@ -2840,6 +2863,7 @@ scan_object(const char *file)
 	struct found *f;
 	struct ent *e = NULL;
 	char p[64];
+	const char *file = name + 3;
 	int used = 0, fd;
 	bool whole;
 
@@ -2890,19 +2914,7 @@ scan_newer_first(const void *a, const void *b)
 static void
 store_scan(void)
 {
-	for (int i = 0; i < 256 && !stopping; i++) {
-		struct dirent *d;
-		char xx[3];
-		DIR *dir;
-
-		snprintf(xx, sizeof(xx), "%02x", i);
-		dir = fdopendir(sys_openat(store.objects, xx,
-		    O_RDONLY | O_DIRECTORY, 0));
-		while (dir && !stopping && (d = readdir(dir)))
-			scan_object(d->d_name);
-		if (dir)
-			closedir(dir);
-	}
+	store_walk(store.objects, scan_object);
 	if (store.nfound)
 		qsort(store.found, store.nfound, sizeof(*store.found),
 		    scan_newer_first);
@@ -3135,7 +3147,7 @@ static struct {
 	uint64_t seq;			/* of the next one */
 	bool quit;
 	pthread_t tid;
-	uint64_t bytes;			/* [o] noter: on disk */
+	uint64_t bytes;			/* store.lock: on disk */
 	pthread_mutex_t last_lock;	/* held while the disk is read, but */
 	char *last_dir;			/* only offline: what was asked last */
 	struct image last;
@@ -3424,22 +3436,6 @@ tree_read(const char *key, struct image *im)
 	return r;
 }
 
-/* Those of dir; one that is damaged goes, and is learnt anew. */
-static int
-tree_load(const char *dir, struct image *im)
-{
-	char key[64];
-	int r = tree_read(tree_key(dir, "", key), im);
-
-	if (r == -EBADMSG) {
-		COUNT(checksum_errors, 1);
-		log_warn("cache: dropped the listing of %s: it is damaged",
-		    *dir ? dir : "/");
-		unlinkat(tree.fd, key, 0);
-	}
-	return r;
-}
-
 /* Charge what the tree takes on disk.  False: it may not have so much. */
 static bool
 tree_charge(uint64_t before, uint64_t after)
@@ -3457,24 +3453,47 @@ tree_charge(uint64_t before, uint64_t after)
 	return true;
 }
 
+static void
+tree_unlink(const char *name)
+{
+	unlinkat(tree.fd, name, 0);
+}
+
+/* Remove one file of the tree that is damaged; it is learnt anew. */
+static void
+tree_check(const char *name)
+{
+	struct image im;
+	struct stat st;
+
+	if (tree_read(name, &im) == -EBADMSG) {
+		if (!fstatat(tree.fd, name, &st, AT_SYMLINK_NOFOLLOW))
+			tree_charge((uint64_t)st.st_size, 0);
+		COUNT(checksum_errors, 1);
+		log_warn("cache: dropped a listing, tree/%s: it is damaged",
+		    name);
+		tree_unlink(name);
+	}
+	image_free(&im);
+}
+
+/* Those of dir.  Errors as tree_read(). */
+static int
+tree_load(const char *dir, struct image *im)
+{
+	char key[64];
+	int r = tree_read(tree_key(dir, "", key), im);
+
+	if (r == -EBADMSG)
+		tree_check(key);
+	return r;
+}
+
 /* Remove all that is known: a new start costs little, and bounds it. */
 static void
 tree_clear(void)
 {
-	for (int i = 0; i < 256; i++) {
-		struct dirent *d;
-		char xx[3];
-		DIR *dir;
-
-		snprintf(xx, sizeof(xx), "%02x", i);
-		dir = fdopendir(sys_openat(tree.fd, xx,
-		    O_RDONLY | O_DIRECTORY, 0));
-		while (dir && (d = readdir(dir)))
-			if (*d->d_name != '.')
-				unlinkat(dirfd(dir), d->d_name, 0);
-		if (dir)
-			closedir(dir);
-	}
+	store_walk(tree.fd, tree_unlink);
 	tree_charge(tree.bytes, 0);
 	log_info("cache: forgot the listings for offline use: too many");
 }
@@ -3565,37 +3584,25 @@ tree_flush(struct note *v, size_t n)
 	free(v);
 }
 
-/* Charge what lies there already; clear what a crash has left. */
+/* Charge one file that lies there already, or clear it if a crash left it. */
+static void
+tree_found(const char *name)
+{
+	struct stat st;
+
+	if (strchr(name, '.')) {
+		tree_unlink(name);
+	} else if (!fstatat(tree.fd, name, &st, AT_SYMLINK_NOFOLLOW)) {
+		GUARD(&store.lock);
+		tree.bytes += ROUND_UP((uint64_t)st.st_size, DIO_ALIGN);
+		store.used += ROUND_UP((uint64_t)st.st_size, DIO_ALIGN);
+	}
+}
+
 static void
 tree_scan(void)
 {
-	uint64_t bytes = 0;
-
-	for (int i = 0; i < 256 && !stopping; i++) {
-		struct dirent *d;
-		struct stat st;
-		char xx[3];
-		DIR *dir;
-
-		snprintf(xx, sizeof(xx), "%02x", i);
-		dir = fdopendir(sys_openat(tree.fd, xx,
-		    O_RDONLY | O_DIRECTORY, 0));
-		while (dir && (d = readdir(dir))) {
-			if (fstatat(dirfd(dir), d->d_name, &st,
-			    AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
-				continue;
-			if (strchr(d->d_name, '.'))
-				unlinkat(dirfd(dir), d->d_name, 0);
-			else
-				bytes += ROUND_UP((uint64_t)st.st_size,
-				    DIO_ALIGN);
-		}
-		if (dir)
-			closedir(dir);
-	}
-	GUARD(&store.lock);
-	tree.bytes = bytes;
-	store.used += bytes;
+	store_walk(tree.fd, tree_found);
 }
 
 /* While the server is there tree/server's mtime says so. */
@@ -4986,6 +4993,7 @@ scrub_thread(void *arg)
 			while (n > 0 && !stopping)
 				scrub_object(&key[--n], &v);
 		}
+		store_walk(tree.fd, tree_check);
 	} while (scrub_pause(began + SCRUB_EVERY_MS - MIN(now_ms(), began +
 	    SCRUB_EVERY_MS)));
 	return NULL;

@@ -153,11 +153,24 @@ missing() { # FILE
 	    dd of={} bs=1 seek=100 conv=notrunc status=none \; <<<"damaged!"
 	start_cachefs nfs_timeout=2
 	use_it_all
-	wait_until 10 grep -q 'dropped the listing of' "$LOG"
+	wait_until 10 grep -q 'dropped a listing' "$LOG"
 	stop_nfs
 	attempt "$MNT/d/f" >/dev/null
 	wait_until 20 state_is offline
 	as_it_was
+}
+
+@test "a listing that is damaged is found in the background" {
+	tree_on_server
+	start_nfs
+	start_cachefs cache_scrub=0
+	use_it_all
+	stop_cachefs
+	find "$CACHE/tree" -mindepth 2 -type f | head -n 2 | while read -r f; do
+		dd of="$f" bs=1 seek=100 conv=notrunc status=none <<<"damaged!"
+	done
+	start_cachefs cache_scrub=1G
+	wait_until 20 eval '[ "$(stat_of checksum_errors)" = 2 ]'
 }
 
 @test "a file that was deleted on the server is not there without it either" {
