@@ -2485,7 +2485,8 @@ obj_load(struct obj *o)
 		if (o->rfd < 0 && o->rfd != -ENOENT)
 			r = o->rfd;
 		else if (o->rfd < 0 || fstat(o->rfd, &st) ||
-		    !S_ISREG(st.st_mode) || (uint64_t)st.st_size != v->size)
+		    !S_ISREG(st.st_mode) || st.st_nlink != 1 ||
+		    (uint64_t)st.st_size != v->size)
 			r = -EBADMSG;
 	}
 	if (r == -EBADMSG)

@@ -436,15 +436,6 @@ all_completed() {
 	jq -e '.sqe_submitted == .cqe_completed' "$MNT/.cachefs/stats" >/dev/null
 }
 
-# From here on cachefs is run by CMD.
-run_by() { # CMD...
-	local cmd
-	printf -v cmd '%q ' exec "$@" "$CACHEFS"
-	CACHEFS=$WORK/run-by
-	printf '#!/bin/sh\n%s "$@"\n' "$cmd" >"$CACHEFS"
-	chmod +x "$CACHEFS"
-}
-
 @test "where io_uring is refused one warning says so, and threads do the work" {
 	make_file "$EXPORT/f" 8000001
 	start_nfs

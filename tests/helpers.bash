@@ -406,6 +406,15 @@ each_backend() { # CHECK [ARG...]
 	done
 }
 
+# From here on cachefs is run by CMD.
+run_by() { # CMD...
+	local cmd
+	printf -v cmd '%q ' exec "$@" "$CACHEFS"
+	CACHEFS=$WORK/run-by
+	printf '#!/bin/sh\n%s "$@"\n' "$cmd" >"$CACHEFS"
+	chmod +x "$CACHEFS"
+}
+
 # The options of a mount: ours, then the caller's, which win.
 cachefs_opts() { # [OPT...]
 	local backend=${BACKEND:-$NFS_URL} opts IFS=,
