@@ -110,6 +110,30 @@ survives_restart() { # HOW
 	same "$EXPORT/g" "$MNT/g"
 }
 
+@test "an export that is withdrawn fails cleanly and in time, and comes back" {
+	make_file "$EXPORT/f" 4M
+	make_file "$EXPORT/cold" 4M
+	start_nfs
+	start_cachefs nfs_timeout=3
+	cache_file f
+	stat "$MNT/cold" >/dev/null
+	stop_nfs
+	NFS_ACCESS=None restart_nfs
+	for i in {1..5}; do
+		read -r result tenths < <(attempt "$MNT/cold")
+		echo "cold: $result after $tenths/10 s"
+		[[ $result =~ ^(EIO|ESTALE|EACCES)$ ]]
+		[ "$tenths" -le $((50 * SLOW)) ]
+		read -r result tenths < <(attempt "$MNT/f")
+		echo "f: $result after $tenths/10 s"
+		[[ $result =~ ^(ok|EIO|ESTALE|EACCES)$ ]]
+		[ "$result" != ok ] || same "$EXPORT/f" "$MNT/f"
+	done
+	restart_nfs
+	wait_until 30 same "$EXPORT/cold" "$MNT/cold"
+	wait_until 30 same "$EXPORT/f" "$MNT/f"
+}
+
 @test "a descriptor that met EIO reads on when the server is back" {
 	make_file "$EXPORT/f" 8M
 	start_nfs

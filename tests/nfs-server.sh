@@ -20,6 +20,7 @@
 #              NFS_VMEM    address space in KiB (default 8388608): a client
 #                          gone wild must not take the machine's memory
 #              NFS_NETNS   network namespace to run in
+#              NFS_ACCESS  RW (default), RO, None: nobody may mount it
 #              NFS_SQUASH  No_Root_Squash (default), Root_Squash, ...
 #              NFS_LOG     log level (default EVENT; FULL_DEBUG is the most)
 #              NFS_EXTRA   more lines for the NFS_CORE_PARAM block
@@ -144,7 +145,7 @@ start() { # EXPORTDIR PORT
 		Export_Id = 1;
 		Path = "$dir";
 		Pseudo = "$dir";
-		Access_Type = RW;
+		Access_Type = ${NFS_ACCESS:-RW};
 		Squash = ${NFS_SQUASH:-No_Root_Squash};
 		SecType = sys;
 		Transports = TCP;
