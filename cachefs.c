@@ -3270,7 +3270,7 @@ entry_merge(FILE *f, const struct disk_entry *x, const struct disk_entry *y)
 {
 	const struct attr *a = y->flags & ENTRY_ATTR ? &y->attr :
 	    x->flags & ENTRY_ATTR ? &x->attr : NULL;
-	bool same = !(y->flags & ENTRY_ATTR) ||
+	bool same = !(x->flags & y->flags & ENTRY_ATTR) ||
 	    version_same(&x->attr.ver, &y->attr.ver);
 
 	if (y->flags & ENTRY_GONE)

@@ -1702,6 +1702,159 @@ test_fetch(enum tri uring)
 	conf.cache_dir = NULL;
 }
 
+/* === tree === */
+
+/* Flush what was noted, as the noter does. */
+static void
+tree_learn(void)
+{
+	tree_flush(tree.notes, tree.n);
+	tree.notes = NULL;
+	tree.n = tree.room = tree.noted = 0;
+	tree_forget();
+}
+
+/* A listing of dir with these names, space separated; those with a ! have no
+ * attributes. */
+static void
+tree_listed(const char *dir, const char *names_, int64_t mtime)
+{
+	struct attr a = { .mode = S_IFREG | 0644, .ver.mtime = mtime };
+	struct dirlist l = { 0 };
+	char *copy = strdup(names_), *rest = copy, *name;
+
+	while ((name = strsep(&rest, " ")))
+		if (*name)
+			T(!dirlist_add(&l, name + (*name == '!'),
+			    *name == '!' ? NULL : &a));
+	tree_note_list(dir, &l);
+	dirlist_free(&l);
+	free(copy);
+}
+
+/* The names that dir is known to have; "-" if it was never listed whole. */
+static const char *
+tree_names(const char *dir)
+{
+	static char text[256];
+	struct dirlist l = { 0 };
+
+	strcpy(text, tree_list(dir, &l) ? "-" : "");
+	for (size_t i = 0; i < l.n; i++)
+		strcat(strcat(text, i ? " " : ""), l.v[i].name);
+	dirlist_free(&l);
+	return text;
+}
+
+static void
+test_tree(void)
+{
+	struct attr a = { .mode = S_IFLNK | 0777, .ver.mtime = 5 }, b;
+	struct image im;
+	char key[64], buf[300];
+	struct note *old;
+
+	mkdir(in_tmp("tree"), 0700);
+	tree.fd = open(in_tmp("tree"), O_RDONLY | O_DIRECTORY);
+	store.dir = open(tmp, O_RDONLY | O_DIRECTORY);
+	store.scanned = true;
+	store.limit = GiB;
+	tree_listed("/d", "b a c", 1);
+	tree_learn();
+	T(!strcmp(tree_names("/d"), "a b c"));
+	T(!tree_get("/d/b", &b, NULL, 0) && b.ver.mtime == 1);
+	T(tree_get("/d/x", &b, NULL, 0) == -EHOSTDOWN);
+	T(!strcmp(tree_names("/e"), "-"));
+	claim("a listing is known; what it lacks is not said to be missing");
+
+	tree_note_name("/d/x", NULL, NULL);
+	tree_note_name("/d/b", NULL, NULL);
+	tree_note_name("/d/n", &a, NULL);
+	tree_learn();
+	T(!strcmp(tree_names("/d"), "a c n"));
+	T(tree_get("/d/x", &b, NULL, 0) == -ENOENT);
+	T(tree_get("/d/b", &b, NULL, 0) == -ENOENT);
+	T(!tree_get("/d/n", &b, NULL, 0) && b.ver.mtime == 5);
+	claim("single names change a listing: new, and not there");
+
+	tree_note_name("/d/n", NULL, "target");
+	tree_note_name("/d/n", &a, NULL);
+	tree_learn();
+	T(!tree_get("/d/n", NULL, buf, sizeof(buf)) && !strcmp(buf, "target"));
+	T(tree_get("/d/n", NULL, buf, 6) == -EHOSTDOWN);
+	a.ver.mtime = 6;
+	tree_note_name("/d/n", &a, NULL);
+	tree_learn();
+	T(tree_get("/d/n", NULL, buf, sizeof(buf)) == -EHOSTDOWN);
+	claim("a link's target is kept as long as the link is the same");
+
+	tree_listed("/d", "!a d", 2);
+	tree_learn();
+	T(!strcmp(tree_names("/d"), "a d"));
+	T(!tree_get("/d/a", &b, NULL, 0) && b.ver.mtime == 1);
+	T(tree_get("/d/x", &b, NULL, 0) == -ENOENT);
+	T(tree_get("/d/c", &b, NULL, 0) == -EHOSTDOWN);
+	claim("a new listing replaces an old one, and leaves what it does not say");
+
+	for (int i = 0; i < 3000; i++) {
+		snprintf(buf, sizeof(buf), "/many/%d", i % 1500);
+		a.ver.mtime = i;
+		tree_note_name(buf, i % 7 ? &a : NULL, NULL);
+	}
+	tree_learn();
+	for (int i = 1500; i < 3000; i++) {
+		snprintf(buf, sizeof(buf), "/many/%d", i % 1500);
+		T(tree_get(buf, &b, NULL, 0) == (i % 7 ? 0 : -ENOENT));
+		T(i % 7 == 0 || b.ver.mtime == i);
+	}
+	T(!strcmp(tree_names("/many"), "-"));
+	tree_note_name("/", &a, NULL);
+	tree_learn();
+	T(!tree_get("/", &b, NULL, 0) && b.ver.mtime == 2999);
+	claim("of many notes at once the last about a name counts");
+
+	T(tree.bytes == store.used && tree.bytes >= 3 * DIO_ALIGN);
+	tree_key("/d", "", key);
+	T(!tree_read(key, &im));
+	for (size_t i = 0; i < im.size; i++) {
+		struct image bad = { .buf = memcpy(malloc(im.size), im.buf,
+			im.size), .size = im.size };
+
+		bad.buf[i] ^= 1 << i % 8;
+		TS(image_parse(&bad) == -EBADMSG, "flipped");
+		free(bad.v);
+		bad.v = NULL;
+		bad.n = 0;
+		memcpy(bad.buf, im.buf, im.size);
+		bad.size = i;
+		TS(image_parse(&bad) == -EBADMSG, "cut");
+		image_free(&bad);
+	}
+	image_free(&im);
+	claim("a listing with any bit flipped, or cut anywhere, is not believed");
+
+	store.limit = 8 * tree.bytes;		/* its share is full */
+	old = tree.notes;
+	T(!old);
+	tree_listed("/full", "a", 1);
+	tree_learn();
+	T(!strcmp(tree_names("/full"), "-"));
+	T(store.used == tree.bytes && tree.bytes == 0);
+	T(!strcmp(tree_names("/d"), "-"));
+	tree_listed("/full", "a", 1);
+	tree_learn();
+	T(!strcmp(tree_names("/full"), "a"));
+	claim("when its share of the cache is full all is learnt anew");
+	tree_clear();
+	T(store.used == 0);
+	tree_forget();
+	close(tree.fd);
+	close(store.dir);
+	tree.fd = store.dir = -1;
+	store.limit = 0;
+	store.scanned = false;
+}
+
 static int
 remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
@@ -1748,6 +1901,7 @@ main(void)
 	test_histogram();
 	test_gap();
 	test_stream();
+	test_tree();
 	test_fetch(AUTO);
 	printf("1..%u\n", claims);
 	nftw(tmp, remove_one, 16, FTW_DEPTH | FTW_PHYS);
