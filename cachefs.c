@@ -3276,8 +3276,8 @@ entry_merge(FILE *f, const struct disk_entry *x, const struct disk_entry *y)
 	if (y->flags & ENTRY_GONE)
 		image_add(f, y->text, NULL, "", ENTRY_GONE);
 	else
-		image_add(f, y->text, a, y->link_len || !same ? entry_link(y) :
-		    entry_link(x), 0);
+		image_add(f, y->text, a, x->link_len && !y->link_len && same ?
+		    entry_link(x) : entry_link(y), 0);
 }
 
 /* Old and newer knowledge of one directory as one image.  0 or -errno. */
