@@ -2494,8 +2494,10 @@ obj_load(struct obj *o)
 		    "damaged", key_path(v, "", p));
 	if (r == -ESTALE)
 		COUNT(invalidated, 1);
+	if (!store.scanned)		/* the scan leaves alone what is used */
+		unlinkat(store.objects, key_path(v, ".tmp", p), 0);
 	if (r) {
-		if (r == -EBADMSG || r == -ESTALE)
+		if (r == -EBADMSG || r == -ESTALE || r == -ENOENT)
 			store_unlink(v);
 		sys_close(&o->rfd);
 		free(o->map);
@@ -2866,16 +2868,19 @@ scan_object(const char *name)
 	char p[64];
 	const char *file = name + 3;
 	int used = 0, fd;
-	bool whole;
+	bool whole, tmp, known = false;
 
 	if (sscanf(file, "%16" SCNx64 "%16" SCNx64 "%n", &v.fsid, &v.fileid,
 	    &used) != 2 || used != 32 || strlen(file) > 36)
 		return;
+	tmp = !strcmp(file + 32, ".tmp");
 	GUARD(key_lock(&v));
-	WITH_LOCK(&store.lock)
+	WITH_LOCK(&store.lock) {
 		e = ent_get_locked(&v, false);
-	if (e)
-		return;			/* in use, and so accounted for */
+		known = e && !(tmp && LIST_EMPTY(&e->objs));
+	}
+	if (known)
+		return;			/* seen, or in use: see obj_load() */
 	fd = key_open(&v, ".idx", O_RDONLY);
 	if (fd < 0 && fd != -ENOENT)
 		return;			/* that says nothing of it */
@@ -2883,7 +2888,7 @@ scan_object(const char *name)
 	    !fstat(fd, &idx) && !fstatat(store.objects, key_path(&v, "", p),
 	    &data, AT_SYMLINK_NOFOLLOW);
 	sys_close(&fd);
-	if (!whole || !strcmp(file + 32, ".tmp"))
+	if (!whole || tmp)
 		unlinkat(store.objects, key_path(&v, file + 32, p), 0);
 	if (!whole || strcmp(file + 32, ".idx"))
 		return;
