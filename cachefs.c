@@ -3774,6 +3774,9 @@ tree_start(unsigned version)
 	char text[32];
 	int n = snprintf(text, sizeof(text), "version %u\n", version), r;
 
+	if (version)
+		WITH_LOCK(&store.lock)
+			store.used += DIO_ALIGN;	/* of that file */
 	if (version && !backend_down) {
 		r = store_write(tree.fd, "server", text, (size_t)n, false);
 		if (r)
