@@ -1,0 +1,16 @@
+#!/usr/bin/env bats
+# Everything at once on one mount.  `soak 600` by hand is the full measure.
+# Each test is a subshell of its own with errexit on; helpers read its variables.
+# shellcheck disable=SC2030,SC2031,SC2034
+
+load helpers
+
+soak() { # ARG...
+	need root fuse nfs
+	TMPDIR=$WORK CACHEFS=$CACHEFS timeout -k 30 $((160 * SLOW)) \
+	    "$TESTS/soak" "$@"
+}
+
+@test "a minute of readers, faults, evictions and new versions: right bytes, and nothing leaked" {
+	soak "${SOAK_MINUTES:-1}"
+}
