@@ -74,6 +74,63 @@ survives_restart() { # HOW
 	[ "$(stat_of backend_read_bytes)" -le $((192 << 20)) ]
 }
 
+# What the daemon holds at rest, as "fds threads bytes-in-buffers".
+holds() {
+	local fds=("/proc/$CACHEFS_PID/fd"/*) tasks=("/proc/$CACHEFS_PID/task"/*)
+	echo "${#fds[@]} ${#tasks[@]} $(stat_of buffer_bytes_used)"
+}
+
+holds_again() { # FDS THREADS BYTES
+	local fds tasks bytes
+	read -r fds tasks bytes < <(holds)
+	[ "$fds" = "$1" ] && [ "$tasks" -le "$2" ] && [ "$bytes" -le "$3" ]
+}
+
+rss_kib() {
+	awk '/^VmRSS/ { print $2 }' "/proc/$CACHEFS_PID/status"
+}
+
+reconnects() { # COUNT
+	[ "$(stat_of backend_reconnects)" -ge "$1" ]
+}
+
+@test "a thousand reconnections with reads in flight leak nothing" {
+	make_file "$EXPORT/f" 4M
+	start_nfs
+	start_proxy
+	# It is not cached, so that each read is one of the server's.
+	start_cachefs nfs_timeout=60 nfs_connections=32 fuse_threads=8 \
+	    cache_max_file_size=1M
+	direct() { dd if="$MNT/f" iflag=direct bs=64K status=none; }
+	for _ in {1..8}; do
+		background direct >/dev/null
+		pids+=($!)
+	done
+	wait "${pids[@]}"
+	wait_quiet
+	was=$(holds)
+	rss=$(rss_kib)
+	background eval 'while direct | cmp - "$EXPORT/f"; do :; done' \
+	    2>"$WORK/reader.err"
+	reader=$!
+	total=0
+	while [ "$total" -lt 1000 ]; do
+		proxy_signal USR1
+		wait_until 10 reconnects $((total + 1))
+		total=$(stat_of backend_reconnects)
+	done
+	running "$reader"		# or bytes were wrong
+	kill "$reader"
+	wait "$reader" || :
+	echo "$total reconnections; before: $was, $rss KiB; after: $(holds), $(rss_kib) KiB"
+	# shellcheck disable=SC2086	# words
+	wait_until 20 holds_again $was
+	[ "$(rss_kib)" -le $((rss + 8192)) ]
+	[ "$(stat_of backend_errors)" -lt 8000 ]
+	direct | cmp - "$EXPORT/f"
+	state_is online
+}
+
 @test "a refused connection is tried again with a pause, not in a storm" {
 	make_file "$EXPORT/f" 4M
 	start_nfs
