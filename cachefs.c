@@ -1748,6 +1748,7 @@ static struct {
 		bool looked;		/* LOOKUP seen; else: ESTALE given */
 		bool retry;		/* this is the kernel's second try */
 		bool opening;		/* at an OPEN, not a GETATTR */
+		bool shown;		/* a GETATTR was answered by it */
 		struct version ver;	/* what the LOOKUP showed */
 	} tokens[TOKENS];
 } names = { .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -1891,24 +1892,38 @@ token_leave_locked(const char *path, const struct version *ver)
 			.opening = opening };
 }
 
+/* This LOOKUP of path failed: no second try follows it. */
+static void
+token_drop(const char *path)
+{
+	uint64_t hash = hash_str(path);
+
+	GUARD(&names.lock);
+	struct token *t = token_slot(hash);
+	if (token_mine(t, hash))
+		*t = (struct token){ 0 };
+}
+
 /* Is there a recent LOOKUP of path by this request's thread?  Then what comes
- * now belongs to it and need not ask the server again.  Sets *retry if this is
- * the kernel's second try, whose LOOKUP may be retry_ms old. */
+ * now belongs to it and need not ask the server again.  Sets *retry if this may
+ * be the kernel's second try.  It is for certain if that is for an OPEN, whose
+ * LOOKUP is recent however old; a GETATTR's second try may never come. */
 static bool
-token_find_locked(const char *path, uint64_t retry_ms, struct version *ver,
-    bool *retry)
+token_find_locked(const char *path, struct version *ver, bool *retry)
 {
 	uint64_t hash = hash_str(path);
 	struct token *t = token_slot(hash);
-	uint64_t most = t->retry && t->opening ? retry_ms :
+	uint64_t age = now_ms() - t->at,
+	    most = t->retry && t->opening ? RETRY_MS :
+	    t->retry && !t->shown && cur->opcode == FUSE_GETATTR ?
+	    RETRY_ATTR_MS :
 	    conf.cache_consistency == CONS_STRICT ? 0 : TOKEN_MS;
-	bool found = token_mine(t, hash) && t->looked &&
-	    now_ms() - t->at <= most;
+	bool mine = token_mine(t, hash) && t->looked;
 
-	*retry = found && t->retry;
-	if (found)
+	*retry = mine && t->retry && age <= RETRY_MS;
+	if (mine && age <= most)
 		*ver = t->ver;
-	return found;
+	return mine && age <= most;
 }
 
 /* The request answers ESTALE: the kernel will look the path up and try once
@@ -7036,7 +7051,7 @@ op_validate(const char *path, struct attr *a)
 			known = n && n->answered && !n->doubt;
 			if (known) {
 				*a = n->attr;
-				age = asked - MIN(n->answered, asked);
+				age = asked - MIN(n->asked, asked);
 			}
 		}
 		if (backend_down) {
@@ -7159,6 +7174,7 @@ op_set_aside(const struct attr *a)
 static void
 op_looked_up(const char *path, struct attr *a)
 {
+	uint64_t asked = 0, answered = 0;
 	struct name *n;
 	bool conflict = false;
 
@@ -7166,8 +7182,11 @@ op_looked_up(const char *path, struct attr *a)
 	pthread_mutex_lock(looking_up.stripe);
 	WITH_LOCK(&names.lock) {
 		n = name_find_locked(path, true);
-		if (n && n->answered)
+		if (n && n->answered) {
 			*a = n->attr;
+			asked = n->asked;
+			answered = n->answered;
+		}
 		conflict = name_conflict_locked(n, &a->ver);
 	}
 	if (conflict)
@@ -7176,7 +7195,8 @@ op_looked_up(const char *path, struct attr *a)
 	n = name_find_locked(path, true);
 	if (n && conflict && !n->answered) {
 		n->attr = *a;
-		n->asked = n->answered = now_us();
+		n->asked = asked;	/* it is no younger by that */
+		n->answered = answered;
 	}
 	if (n)
 		n->told = S_ISREG(a->mode) ? a->ver : (struct version){ 0 };
@@ -7215,24 +7235,30 @@ op_getattr_special(const char *path, struct stat *st, bool lookup)
 }
 
 /* Answer a GETATTR with what the inode's open files hold, or what its own
- * LOOKUP has just shown. */
+ * LOOKUP has just shown; a second try with what the inode shows by now. */
 static bool
 op_getattr_known(const char *path, struct stat *st)
 {
 	struct version seen;
+	struct attr a;
 	bool retry;
 
 	GUARD(&names.lock);
 	struct name *n = name_find_locked(path, false);
-	if (n && n->opens)
+	if (n && n->opens) {
 		attr_stat(&n->obj->attr, st);
-	else if (n && n->told.fileid && cur &&
-	    token_find_locked(path, TOKEN_MS, &seen, &retry) &&
-	    version_same(&seen, &n->told) &&
-	    version_same(&n->attr.ver, &n->told))
-		attr_stat(&n->attr, st);
-	else
+		return true;
+	}
+	if (!n || !n->told.fileid || !S_ISREG(n->attr.mode) || !cur ||
+	    !token_find_locked(path, &seen, &retry))
 		return false;
+	if (!retry && (!version_same(&seen, &n->told) ||
+	    !version_same(&n->attr.ver, &n->told)))
+		return false;
+	a = n->attr;			/* may be newer than the inode */
+	a.ver = n->told;
+	attr_stat(&a, st);
+	token_slot(hash_str(path))->shown = true;
 	return true;
 }
 
@@ -7274,6 +7300,8 @@ op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 	if (!lookup && op_getattr_known(path, st))
 		return 0;
 	r = op_validate(path, &a);
+	if (r && lookup)
+		token_drop(path);
 	if (r)
 		return op_errno(r);
 	if (lookup)
@@ -7439,8 +7467,8 @@ open_version(const char *path, const char *origin, struct attr *a, bool *force)
 	int r;
 
 	WITH_LOCK(&names.lock) {
-		token = token_find_locked(origin, RETRY_MS, &seen, force);
-		if (token)		/* an OPEN uses it up */
+		token = token_find_locked(origin, &seen, force);
+		if (token || *force)	/* an OPEN uses it up */
 			*token_slot(hash_str(origin)) = (struct token){ 0 };
 		n = name_find_locked(path, false);
 		if (token && n && version_same(&seen, &n->told) &&
@@ -7450,11 +7478,11 @@ open_version(const char *path, const char *origin, struct attr *a, bool *force)
 		}
 	}
 	r = token && !*force ? -ESTALE : op_validate(origin, a);
-	if (r || *force)
+	if (r || (token && *force))
 		return r;
 	GUARD(&names.lock);
 	n = name_find_locked(path, false);
-	if (n && n->told.fileid)
+	if (n && n->told.fileid && (n->opens || !*force))
 		return version_same(&n->told, &a->ver) ? 0 : -ESTALE;
 	*force = true;
 	return 0;
@@ -7996,6 +8024,8 @@ op_init(struct fuse_conn_info *c, struct fuse_config *cfg)
 	op_feature(c, FUSE_CAP_SPLICE_WRITE, false);
 	op_feature(c, FUSE_CAP_SPLICE_MOVE, false);
 #if HAVE_PASSTHROUGH
+	/* op_open() may want direct_io, and mmap() works all the same */
+	op_feature(c, FUSE_CAP_DIRECT_IO_ALLOW_MMAP, true);
 	struct statfs { long type; long rest[31]; } sfs = { 0 };
 
 	if (conf.fuse_no_open) {

@@ -33,6 +33,7 @@
 #define TOKENS		4096		/* LOOKUPs remembered for their OPENs */
 #define TOKEN_MS	5		/* an OPEN this soon belongs to its LOOKUP */
 #define RETRY_MS	10000		/* the same for the kernel's ESTALE retry */
+#define RETRY_ATTR_MS	1000		/* of a GETATTR, which may not come at all */
 #define ASIDE_PREFIX	"/.cachefs-aside."
 #define CTL_DIR		"/.cachefs"
 #define CTL_STATS	"/.cachefs/stats"

@@ -987,12 +987,12 @@ test_names(void)
 
 /* Does this process's own LOOKUP of path, if there was one, count now? */
 static bool
-token(const char *path, uint64_t ms, uint64_t size)
+token(const char *path, uint64_t size)
 {
 	struct version got;
 	bool retry;
 
-	return token_find_locked(path, ms, &got, &retry) && got.size == size;
+	return token_find_locked(path, &got, &retry) && got.size == size;
 }
 
 static void
@@ -1011,36 +1011,42 @@ test_tokens(void)
 
 	conf.cache_consistency = CONS_OPEN;
 	cur = &me;
-	T(!token("/a", RETRY_MS, 5));
+	T(!token("/a", 5));
 	token_leave_locked("/a", &v);
-	T(!token("/b", RETRY_MS, 5) && token("/a", RETRY_MS, 5));
+	T(!token("/b", 5) && token("/a", 5));
 	cur = &other;
-	T(!token("/a", RETRY_MS, 5));
+	T(!token("/a", 5));
 	claim("a token is for the same process and path");
 
 	cur = &me;
 	conf.cache_consistency = CONS_STRICT;
 	token_age("/a", 1);
-	T(!token("/a", RETRY_MS, 5));
+	T(!token("/a", 5));
 	conf.cache_consistency = CONS_OPEN;
-	T(token("/a", RETRY_MS, 5));
+	T(token("/a", 5));
 	token_age("/a", TOKEN_MS + 1);
-	T(!token("/a", RETRY_MS, 5));
+	T(!token("/a", 5));
 	me.opcode = FUSE_GETATTR;
 	T(token_estale_locked("/a") == -ESTALE);
 	token_leave_locked("/a", &w);
-	T(token("/a", RETRY_MS, 6));
+	T(token("/a", 6));
 	token_age("/a", TOKEN_MS + 1);
-	T(!token("/a", RETRY_MS, 6));
+	T(token("/a", 6));
+	token_slot(hash_str("/a"))->shown = true;
+	T(!token("/a", 6));
+	token_slot(hash_str("/a"))->shown = false;
+	token_age("/a", RETRY_ATTR_MS);
+	T(!token("/a", 6));
 	me.opcode = FUSE_OPEN;
-	T(token_estale_locked("/a") == -ESTALE && !token("/a", RETRY_MS, 5));
+	T(!token("/a", 6));
+	T(token_estale_locked("/a") == -ESTALE && !token("/a", 5));
 	me.opcode = FUSE_LOOKUP;
 	token_leave_locked("/a", &w);
 	token_age("/a", TOKEN_MS + 1);
-	T(token("/a", RETRY_MS, 6) && !token("/a", TOKEN_MS, 6));
+	T(token("/a", 6));
 	token_age("/a", RETRY_MS);
-	T(!token("/a", RETRY_MS, 6));
-	claim("a token lasts 5 ms, that of an open's second try ten seconds");
+	T(!token("/a", 6));
+	claim("a token lasts 5 ms, that of a second try longer");
 
 	token_estale_locked("/a");
 	mine = token_slot(hash_str("/a"));
@@ -1051,14 +1057,14 @@ test_tokens(void)
 			break;
 	}
 	token_leave_locked(path, &v);
-	T(!token(path, RETRY_MS, 5));
+	T(!token(path, 5));
 	cur = &me;
 	token_leave_locked("/a", &w);
-	T(token("/a", RETRY_MS, 6));
+	T(token("/a", 6));
 	token_age("/a", RETRY_MS);
 	cur = &other;
 	token_leave_locked(path, &v);
-	T(token(path, RETRY_MS, 5));
+	T(token(path, 5));
 	cur = NULL;
 	claim("a second try's token is not overwritten while it counts");
 }
