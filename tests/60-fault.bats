@@ -500,10 +500,10 @@ complaints() {
 	grep -ciE 'no space|full|input/output|read-only|degraded|uncached' "$LOG" || :
 }
 
-@test "a full cache disk: right bytes from the server, few words, and all goes on" {
-	loop_disk disk 64M
+full_disk() { # SIZE [xfs]
+	loop_disk disk "$@"
 	CACHE=$WORK/disk/cache
-	make_file "$EXPORT/f" 128M
+	make_file "$EXPORT/f" $((2 * ${1%M}))M
 	make_file "$EXPORT/g" 1M
 	start_nfs
 	start_cachefs cache_min_free=0
@@ -516,6 +516,15 @@ complaints() {
 	start_cachefs cache_min_free=0
 	same "$EXPORT/f" "$MNT/f"
 	same "$EXPORT/g" "$MNT/g"
+}
+
+@test "a full cache disk: right bytes from the server, few words, and all goes on" {
+	full_disk 64M
+}
+
+@test "the same with xfs" {
+	need mkfs.xfs
+	full_disk 300M xfs
 }
 
 @test "a cache disk that others fill and free again: right bytes, then a cache again" {
@@ -598,16 +607,101 @@ disk_dies() { # DIR
 	stat_of state
 }
 
-@test "a cache directory that is removed: right bytes from the server" {
+removed_and_back() { # HOW
 	make_file "$EXPORT/f" 8M
 	make_file "$EXPORT/g" 8M
 	start_nfs
 	start_cachefs
 	cache_file f
-	rm -rf "$CACHE"
+	"$@"
 	same "$EXPORT/g" "$MNT/g"
 	drop_caches
 	same "$EXPORT/g" "$MNT/g"
 	same "$EXPORT/f" "$MNT/f"
-	stat_of state
+	state_is degraded
+	[ "$(complaints)" -le 20 ]
+}
+
+@test "a cache directory that is removed: right bytes from the server" {
+	removed_and_back eval 'rm -rf "$CACHE"'
+}
+
+# ------------------------------------------------------------ a bad disk
+
+# Put the cache on a disk that fails while disk_fails says so.
+bad_disk() {
+	local bin
+	need fuse
+	bin=$(tool baddisk fuse3)
+	mkdir "$WORK/good" "$WORK/disk"
+	"$bin" -f -o "src=$WORK/good,flag=$WORK/disk.flag" "$WORK/disk" \
+	    >>"$WORK/baddisk.log" 2>&1 3>&- 4>&- </dev/null &
+	undo end_process $!
+	undo force_unmount "$WORK/disk"
+	undo rm -f "$WORK/disk.flag"
+	wait_until 10 is_mounted "$WORK/disk"
+	CACHE=$WORK/disk/cache
+}
+
+disk_fails() { # ERRNO KINDS
+	echo "$(python3 -c "import errno; print(errno.$1)") $2" >"$WORK/flag.new"
+	mv "$WORK/flag.new" "$WORK/disk.flag"
+}
+
+disk_recovers() {
+	rm "$WORK/disk.flag"
+}
+
+# From the first miss on the disk fails in that way; then it is well again.
+survives_bad_disk() { # ERRNO KINDS
+	for f in f g h i; do
+		make_file "$EXPORT/$f" 8M
+	done
+	bad_disk
+	start_nfs
+	start_cachefs
+	cache_file f
+	disk_fails "$@"
+	same "$EXPORT/g" "$MNT/g"
+	drop_caches
+	same "$EXPORT/f" "$MNT/f"
+	same "$EXPORT/g" "$MNT/g"
+	state_is degraded
+	not is_complete "$MNT/g"
+	[ "$(complaints)" -le 20 ]
+	disk_recovers
+	n=0
+	caches_again() {
+		make_file "$EXPORT/h" 8M "$((n++))"
+		same "$EXPORT/h" "$MNT/h" && wait_quiet &&
+			is_complete "$MNT/h" && state_is online
+	}
+	wait_until 60 caches_again
+	drop_caches
+	for f in f g h i; do
+		same "$EXPORT/$f" "$MNT/$f"
+	done
+	wait_complete "$MNT/i"
+	stop_cachefs
+	start_cachefs
+	for f in f g h i; do
+		same "$EXPORT/$f" "$MNT/$f"
+	done
+	[ "$(stat_of checksum_errors)" = 0 ]
+}
+
+@test "a cache disk with I/O errors: right bytes, degraded, then a cache again" {
+	survives_bad_disk EIO rwm
+}
+
+@test "a cache disk that can't be written: right bytes, degraded, then a cache again" {
+	survives_bad_disk EIO w
+}
+
+@test "a cache disk that turns read-only: right bytes, degraded, then a cache again" {
+	survives_bad_disk EROFS wm
+}
+
+@test "a disk quota that is used up: right bytes, degraded, then a cache again" {
+	survives_bad_disk EDQUOT w
 }
