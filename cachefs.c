@@ -3304,7 +3304,6 @@ entry_merge(FILE *f, const struct disk_entry *x, const struct disk_entry *y)
 static int
 image_merge(const struct image *old, const struct image *new, struct image *to)
 {
-	static const struct disk_entry none;
 	unsigned flags = (old->h ? old->h->flags : 0) | new->h->flags;
 	bool anew = new->h->flags & TREE_WHOLE;
 	FILE *f = image_begin(to);
@@ -3325,7 +3324,7 @@ image_merge(const struct image *old, const struct image *new, struct image *to)
 		if (c < 0)
 			fwrite(e, e->size, 1, f);
 		else
-			entry_merge(f, c ? &none : x, y);
+			entry_merge(f, c ? y : x, y);
 		n++;
 	}
 	return f ? image_end(f, to, flags, n) : -ENOMEM;
