@@ -2339,6 +2339,8 @@ idx_parse(int fd, struct obj *o)
 		bit_set(o->map, i);
 	for (uint64_t i = 0; i < map / 8; i++)
 		o->present += (uint64_t)__builtin_popcountll(o->map[i]);
+	if (o->nblk % 64 && o->map[o->nblk / 64] >> o->nblk % 64)
+		return -EBADMSG;	/* blocks behind the end */
 	if (!conf.cache_checksum)
 		o->sums = NULL;
 	o->pinned = h.flags & IDX_PINNED;
