@@ -725,8 +725,8 @@ conf_number(const struct copt *o, const char *val, bool share, double *d)
 		*d = strtod(val, &end);
 		if (o->type == C_PERCENT && end > val && !strcmp(end, "%"))
 			end++;
-		if (end == val || *end ||
-		    (o->type != C_SECS && *d != (double)(int64_t)*d))
+		if (end == val || *end || (o->type != C_SECS && *d >= o->min &&
+		    *d <= o->max && *d != (double)(int64_t)*d))
 			return "is not a number";
 	}
 	return *d >= o->min && *d <= o->max ? NULL : "is out of range";
