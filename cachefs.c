@@ -5528,6 +5528,8 @@ struct call {
 	size_t got;			/* READ: of f->len */
 	bool reopened;			/* READ, v4: has been tried again */
 	READDIRPLUS3args page;		/* READDIR, v3: where to go on */
+	cookie3 mark;			/* where that was, */
+	unsigned pages, lap;		/* so many pages ago; at most */
 	struct answer ans;
 };
 
@@ -5832,9 +5834,28 @@ attr_from3(struct attr *a, const struct fattr3 *f)
 static int
 status3(int st)
 {
+	int r;
+
 	if (st == NFS3ERR_STALE || st == NFS3ERR_BADHANDLE)
 		return -ESTALE;
-	return st == NFS3ERR_SERVERFAULT ? -EIO : nfsstat3_to_errno(st);
+	r = st == NFS3ERR_SERVERFAULT ? -EIO : nfsstat3_to_errno(st);
+	return r == -ERANGE || r >= 0 ? -EIO : r;	/* no such status */
+}
+
+/* Is k's listing endless?  Its place after a page is compared with an earlier
+ * one, of which there is a new one after 1, 2, 4... pages (Brent): that finds
+ * circles of any length. */
+static bool
+readdir3_circles(struct call *k)
+{
+	if (k->page.cookie == k->mark || k->ans.list.n > LIST_MAX)
+		return true;
+	if (k->pages++ == k->lap) {
+		k->mark = k->page.cookie;
+		k->lap = 2 * k->lap + 1;
+		k->pages = 0;
+	}
+	return false;
 }
 
 /* Read the entries of one READDIRPLUS reply into k.  libnfs aligns them to 4
@@ -5842,7 +5863,6 @@ status3(int st)
 static int
 readdir3_took(struct call *k, const READDIRPLUS3resok *ok)
 {
-	uint64_t before = k->page.cookie;
 	const struct post_op_attr *pa;
 	struct entryplus3 e;
 	struct attr a;
@@ -5859,8 +5879,8 @@ readdir3_took(struct call *k, const READDIRPLUS3resok *ok)
 	}
 	if (r || ok->reply.eof)
 		return r;
-	if (k->page.cookie == before) {
-		log_warn("readdir: the server's listing goes in circles");
+	if (readdir3_circles(k)) {
+		log_warn("readdir: the server's listing has no end");
 		return -EIO;
 	}
 	k->deadline = now_ms() + conf.nfs_timeout * 1000;

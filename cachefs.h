@@ -29,6 +29,7 @@
 #define CONN_MAX	64		/* nfs_connections */
 #define CONN_WINDOW	8		/* prefetch READs in flight per connection */
 #define NFS_FHSIZE	64		/* NFS3_FHSIZE, RFC 1813 2.4 */
+#define LIST_MAX	(4u << 20)	/* names in a directory */
 #define NAMES_MAX	24576		/* names remembered without open files */
 #define TOKENS		4096		/* LOOKUPs remembered for their OPENs */
 #define TOKEN_MS	5		/* an OPEN this soon belongs to its LOOKUP */
