@@ -5892,7 +5892,8 @@ read3_same(const struct call *k, const struct fattr3 *f)
 {
 	struct attr now;
 
-	attr_from3(&now, f);
+	if (attr_from3(&now, f) || !S_ISREG(now.mode))
+		return -EIO;
 	return version_same(&now.ver, &k->f->o->attr.ver) ? 0 : -ESTALE;
 }
 
@@ -6320,7 +6321,8 @@ conn3_step(struct rpc_context *rpc, int status, void *data, void *arg)
 		fhandle3 *fh = &m->mountres3_u.mountinfo.fhandle;
 
 		if (m->fhs_status != MNT3_OK) {
-			c->err = -(int)m->fhs_status;
+			c->err = m->fhs_status > 0 && m->fhs_status < 4096 ?
+			    -(int)m->fhs_status : -EIO;
 			return;
 		}
 		WITH_LOCK(&bnfs.lock)
