@@ -73,6 +73,7 @@
 #include <sys/xattr.h>
 #include <ctype.h>
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
@@ -5581,6 +5582,67 @@ static pthread_mutex_t libnfs_lock = PTHREAD_MUTEX_INITIALIZER;
 #else
 #define RPC(call, ...) (rpc_##call##_async(__VA_ARGS__) == 0)
 #endif
+
+/*
+ * libnfs before 7 takes a length of 2 GiB and more in a reply for a negative
+ * one, which fits, and reads (or writes) far from the reply: a broken server
+ * could crash us (libnfs issue 308).  These three take the place of its own,
+ * which it calls by name, and look first.  Not static for that reason.
+ */
+static bool
+reply_holds(const ZDR *z, uint32_t unit)
+{
+	uint32_t n;
+
+	if (z->x_op != ZDR_DECODE)
+		return true;
+	if (z->pos < 0 || z->size - z->pos < (int)sizeof(n))
+		return false;
+	memcpy(&n, z->buf + z->pos, sizeof(n));
+	return ntohl(n) <= ((uint32_t)(z->size - z->pos) - sizeof(n)) / unit;
+}
+
+/* libnfs's own; called once a process and function, or twice. */
+static void *
+libnfs_own(const char *name)
+{
+	void *f = dlsym(RTLD_NEXT, name);
+
+	if (!f)
+		log_error("nfs: libnfs has no %s", name);
+	return f;
+}
+
+bool_t
+libnfs_zdr_bytes(ZDR *z, char **buf, uint32_t *size, uint32_t max)
+{
+	static typeof(libnfs_zdr_bytes) *_Atomic own;
+
+	if (!own)
+		own = (typeof(libnfs_zdr_bytes) *)libnfs_own(__func__);
+	return own && reply_holds(z, 1) && own(z, buf, size, max);
+}
+
+bool_t
+libnfs_zdr_string(ZDR *z, char **s, uint32_t max)
+{
+	static typeof(libnfs_zdr_string) *_Atomic own;
+
+	if (!own)
+		own = (typeof(libnfs_zdr_string) *)libnfs_own(__func__);
+	return own && reply_holds(z, 1) && own(z, s, max);
+}
+
+bool_t
+libnfs_zdr_array(ZDR *z, char **v, uint32_t *n, uint32_t max, uint32_t each,
+    zdrproc_t proc)
+{
+	static typeof(libnfs_zdr_array) *_Atomic own;
+
+	if (!own)
+		own = (typeof(libnfs_zdr_array) *)libnfs_own(__func__);
+	return own && reply_holds(z, 4) && own(z, v, n, max, each, proc);
+}
 
 static void call_send(struct call *k);
 
