@@ -7957,9 +7957,11 @@ op_readdir(const char *path, void *buf, fuse_fill_dir_t fn, off_t off,
 static int
 op_readlink(const char *path, char *buf, size_t size)
 {
-	int r = backend_down && tree_serves() ? tree_get(path, NULL, buf,
-	    size) : -EHOSTDOWN;
+	int r = -EHOSTDOWN;
 
+	size = MIN(size, PATH_MAX);	/* libfuse gives more than it can send */
+	if (backend_down && tree_serves())
+		r = tree_get(path, NULL, buf, size);
 	if (r != -EHOSTDOWN)
 		return r;
 	r = be->readlink(path, buf, size);
