@@ -7149,6 +7149,8 @@ op_validate(const char *path, struct attr *a)
 			return 0;
 		}
 		r = be->getattr(path, &fresh, &fh);
+		if (!r && !path[1] && !S_ISDIR(fresh.mode))
+			r = -EIO;	/* the kernel would give it up for good */
 		if (r == -EHOSTDOWN)
 			return op_offline(path, a, known);
 		if (r == -ENOENT)
