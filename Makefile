@@ -133,6 +133,21 @@ check-tsan: $(call variant,tsan)
 	$(call SANLOG,tsan) $(NOURING) \
 	$(call RUN,build/tsan,build/tsan/unit,$(NOASLR)) $<
 
+# What others write, mutated: tests/fuzz.c, by clang's libFuzzer from the inputs
+# in tests/corpus, FUZZ_S seconds each.  New inputs stay in build/fuzz.
+FUZZERS	= index tree conf ioctl
+FUZZ_S	?= 60
+check-fuzz: $(FUZZERS:%=build/fuzz/%)
+	@ASAN_OPTIONS="allocator_may_return_null=1:$$ASAN_OPTIONS" \
+	FUZZ_S=$(FUZZ_S) tests/run-fuzz.sh $(FUZZERS)
+
+$(FUZZERS:%=build/fuzz/%): private override CC = clang
+$(FUZZERS:%=build/fuzz/%): private XCFLAGS += -fno-omit-frame-pointer \
+	-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
+$(FUZZERS:%=build/fuzz/%): tests/fuzz.c cachefs.c cachefs.h Makefile build/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -DCACHEFS_NO_MAIN -DFUZZ_$(@F) -o $@ $< $(LDFLAGS) $(DEP_LIBS)
+
 demo: cachefs
 	@CACHEFS=$(CURDIR)/cachefs tests/demo.sh
 
@@ -224,8 +239,8 @@ dist:
 # build/deps stays: it is not made from this source.
 clean:
 	rm -rf cachefs cachefs-*.tar.gz build/flags* build/unit build/lint.o \
-	    build/nfscopy build/result $(VARIANTS:%=build/%)
+	    build/nfscopy build/result build/fuzz $(VARIANTS:%=build/%)
 
-.PHONY: all check check-nouring check-asan check-tsan lint $(LINT) demo bench \
+.PHONY: all check check-nouring check-asan check-tsan check-fuzz lint $(LINT) demo bench \
 	install uninstall dist clean deps FORCE
 .DELETE_ON_ERROR:
