@@ -1,8 +1,8 @@
 #!/bin/bash
 # Bring a Debian or Ubuntu machine to where `make` and `make check` work.
-# Called by `make deps`; with the argument "bench", by `make bench`, for what
-# that needs besides.  Needs root only if something has to be installed;
-# does nothing, quickly, when everything is there.
+# Called by `make deps`; with the argument "bench", by `make bench`, or "guest",
+# by `make check-kernels`, for what that needs besides.  Needs root only if
+# something has to be installed; does nothing, quickly, when everything is there.
 #
 # Passthrough needs libfuse >= 3.17.  Where the distribution's is older, the
 # newer Debian sources of fuse3 and liburing are fetched (signed, by apt, with
@@ -24,6 +24,7 @@ check_pkgs="bats fio fuse3 nfs-ganesha nfs-ganesha-vfs python3 procps mount
     attr acl jq strace xfsprogs e2fsprogs iproute2"
 lint_pkgs="clang clang-tidy cppcheck shellcheck mandoc"
 bench_pkgs="fio rclone bindfs gnuplot-nox"
+guest_pkgs="qemu-system-x86 busybox-static xz-utils"
 fuse_pkgs="debian-archive-keyring meson ninja-build python3 libnuma-dev"
 
 want=3.17			# the first libfuse with passthrough
@@ -138,15 +139,15 @@ install_packages()
 	    "${lacking# }: checks that need it will fail"
 }
 
-# What `make bench` measures with and against.  It does without, too.
-bench_packages()
+# What a target wants besides, and does without, too.
+more_packages() # PACKAGE...
 {
 	local need
-	need=$(missing $bench_pkgs)
+	need=$(missing "$@")
 	[ -n "$need" ] || return 0
 	apt_install $need || die "apt-get could not install the packages"
 	[ -z "$lacking" ] || say "warning: no package source offers" \
-	    "${lacking# }: left out of the benchmark"
+	    "${lacking# }: left out"
 }
 
 # Run a command with its output in the log.
@@ -313,10 +314,14 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	    "jq and nfs-ganesha"
 fi
 services_on			# if an earlier run was killed
-if [ "$goal" = bench ]; then
-	bench_packages
-	exit
-fi
+case $goal in
+bench)
+	more_packages $bench_pkgs
+	exit ;;
+guest)
+	more_packages $guest_pkgs
+	exit ;;
+esac
 install_packages
 # nfs-ganesha finds file systems by it; a bare container has none.
 [ -e /etc/mtab ] || ln -s ../proc/self/mounts /etc/mtab ||
