@@ -1522,6 +1522,8 @@ exec_ring_init(struct engine *e)
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED |
 		    IORING_SETUP_COOP_TASKRUN,
 		IORING_SETUP_COOP_TASKRUN, 0 };
+	static const char *const without[] = { NULL, "DEFER_TASKRUN",
+		"SINGLE_ISSUER", "COOP_TASKRUN" };	/* than the one before */
 	struct iovec iov = { pool.base, pool.size };
 	int r = -EINVAL;
 
@@ -1539,6 +1541,9 @@ exec_ring_init(struct engine *e)
 		p.flags |= e->polled ? IORING_SETUP_IOPOLL : 0;
 		r = io_uring_queue_init_params(conf.queue_depth + 1, &e->ring,
 		    &p);
+		if (!r && i)
+			log_info("the kernel refuses a ring with %s; going on "
+			    "without", without[i]);
 	}
 	if (r)
 		return r;
