@@ -246,12 +246,9 @@ dist:
 
 # build/deps and build/guest stay: they are not made from this source.
 clean:
-	rm -rf cachefs cachefs-*.tar.gz build/flags* build/unit build/lint.o \
+	rm -rf cachefs cachefs-*.tar.gz build/flags* build/unit build/lint.* \
 	    build/nfscopy build/result build/fuzz $(VARIANTS:%=build/%)
 
-.PHONY: all check check-nouring check-asan check-tsan check-fuzz lint $(LINT) demo bench \
-	install uninstall dist clean deps FORCE
-
-.PHONY: all check check-nouring check-asan check-tsan check-kernels lint \
-	$(LINT) demo bench install uninstall dist clean deps FORCE
+.PHONY: all check check-nouring check-asan check-tsan check-fuzz check-kernels \
+	lint $(LINT) demo bench install uninstall dist clean deps FORCE
 .DELETE_ON_ERROR:
