@@ -7,8 +7,9 @@ load helpers
 
 soak() { # ARG...
 	need root fuse nfs
-	TMPDIR=$WORK CACHEFS=$CACHEFS timeout -k 30 $((160 * SLOW)) \
-	    "$TESTS/soak" "$@"
+	export NFS_STATE=$WORK/nfs
+	undo stop_nfs			# if it was killed
+	TMPDIR=$WORK CACHEFS=$CACHEFS "$TESTS/soak" "$@"
 }
 
 @test "a minute of readers, faults, evictions and new versions: right bytes, and nothing leaked" {
