@@ -5625,6 +5625,11 @@ libnfs_zdr_bytes(ZDR *z, char **buf, uint32_t *size, uint32_t max)
 
 	if (!own)
 		own = (typeof(libnfs_zdr_bytes) *)libnfs_own(__func__);
+#ifndef LIBNFS_API_V2
+	if (z->x_op == ZDR_DECODE)
+		memset(buf, 0, sizeof(*buf));	/* or a verifier is copied, */
+					/* without bounds; perhaps misaligned */
+#endif
 	return own && reply_holds(z, 1) && own(z, buf, size, max);
 }
 

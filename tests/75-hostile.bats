@@ -308,6 +308,8 @@ garbage() { # MODE
 	done
 	be twice
 	evil_is_right
+	be verifier:100000
+	evil_is_right
 	memory_below 64
 	[ "$(outside)" = "$was" ]
 }
