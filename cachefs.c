@@ -8748,6 +8748,8 @@ run(int ready)
 		setrlimit(RLIMIT_NOFILE, &rl);
 	}
 	sigfillset(&all);		/* sigwait()ed for, or SIGUSR2 */
+	sigdelset(&all, SIGSEGV);	/* a sanitizer's */
+	sigdelset(&all, SIGBUS);
 	pthread_sigmask(SIG_BLOCK, &all, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	sigaction(SIGUSR2, &(struct sigaction){ .sa_handler = on_usr2 }, NULL);
