@@ -2087,8 +2087,9 @@ store_unlink(const struct version *v)
 	unlinkat(store.objects, key_path(v, "", p), 0);
 }
 
-/* Write the whole of a new file; sync: durably, but for its name.  0 or
- * -errno. */
+/* Write the whole of a new file; sync: durably, but for its name.  Else it is
+ * at least on its way: ext4 then lets no name outlive a power cut without its
+ * data, as it would with blocks not yet allocated.  0 or -errno. */
 static int
 store_write(int dir, const char *name, const void *data, size_t len, bool sync)
 {
@@ -2097,6 +2098,8 @@ store_write(int dir, const char *name, const void *data, size_t len, bool sync)
 
 	if (!r && sync && fsync(fd))
 		r = -errno;
+	else if (!r && !sync)
+		sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
 	if (fd >= 0 && close(fd) && !r)
 		r = -errno;
 	return r;
