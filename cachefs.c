@@ -1898,16 +1898,17 @@ token_leave_locked(const char *path, const struct version *ver)
 			.opening = opening };
 }
 
-/* This LOOKUP of path failed: no second try follows it. */
+/* This LOOKUP of path failed.  If it was an OPEN's second try, that comes only
+ * if the kernel's next LOOKUP, of a name that it has forgotten now, does not. */
 static void
-token_drop(const char *path)
+token_failed(const char *path)
 {
 	uint64_t hash = hash_str(path);
 
 	GUARD(&names.lock);
 	struct token *t = token_slot(hash);
 	if (token_mine(t, hash))
-		*t = (struct token){ 0 };
+		t->opening = false;
 }
 
 /* Is there a recent LOOKUP of path by this request's thread?  Then what comes
@@ -7401,7 +7402,7 @@ op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 		return 0;
 	r = op_validate(path, &a);
 	if (r && lookup)
-		token_drop(path);
+		token_failed(path);
 	if (r)
 		return op_errno(r);
 	if (lookup)
