@@ -7579,7 +7579,8 @@ open_version(const char *path, const char *origin, struct attr *a, bool *force)
 		}
 	}
 	r = token && !*force ? -ESTALE : op_validate(origin, a);
-	if (r || (token && *force))
+	/* with strict each OPEN has a LOOKUP before it, however old */
+	if (r || (*force && (token || conf.cache_consistency == CONS_STRICT)))
 		return r;
 	GUARD(&names.lock);
 	n = name_find_locked(path, false);
