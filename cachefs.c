@@ -8667,7 +8667,6 @@ serve(int ready)
 		} while (sig < 0 || sig == SIGHUP);
 	}
 	workers_stop();
-	fuse_unmount(the_fuse);
 	return r;
 }
 
@@ -8775,6 +8774,8 @@ run(int ready)
 	    exec_start(store.dir) ?: fill_start() ?: store_start() ?:
 	    tree_start(bnfs.version) ?: scrub_start() ?: serve(ready);
 	stopping = true;
+	if (the_fuse)
+		fuse_unmount(the_fuse);
 	if (the_fuse && !hung)
 		fuse_destroy(the_fuse);
 	scrub_stop();
