@@ -117,6 +117,11 @@ SAN	= halt_on_error=1:exitcode=99:log_path=$(CURDIR)/build/$(1)/report
 check: cachefs build/test/cachefs build/unit
 	@$(call RUN,build/test,build/unit) ./cachefs
 
+# Minutes of readers, writers, faults and evictions at random.
+check-long: cachefs
+	@UNIT= tests/run-tests.sh ./cachefs tests/72-consistency.bats \
+	    tests/75-soak.bats
+
 check-nouring: $(call variant,nouring)
 	@$(NOURING) $(call RUN,build/nouring,build/nouring/unit) $<
 
@@ -249,6 +254,6 @@ clean:
 	rm -rf cachefs cachefs-*.tar.gz build/flags* build/unit build/lint.* \
 	    build/nfscopy build/result build/fuzz $(VARIANTS:%=build/%)
 
-.PHONY: all check check-nouring check-asan check-tsan check-fuzz check-kernels \
-	lint $(LINT) demo bench install uninstall dist clean deps FORCE
+.PHONY: all check check-long check-nouring check-asan check-tsan check-fuzz \
+	check-kernels lint $(LINT) demo bench install uninstall dist clean deps FORCE
 .DELETE_ON_ERROR:

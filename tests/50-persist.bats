@@ -307,7 +307,8 @@ next_open_sees_it() {
 	truncate -s 0 "$EXPORT/f"
 	[ "$(wc -c <"$MNT/f")" = 0 ]
 	[ "$(cat "$MNT/f")" = '' ]
-	[ "$(stat_of invalidated)" -ge 5 ]
+	# A version that was replaced before its index was written is not one.
+	[ "$(stat_of invalidated)" -ge 3 ]
 }
 
 @test "a file rewritten, replaced, truncated, grown is seen at the next open, by every backend" {

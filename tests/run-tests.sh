@@ -24,14 +24,14 @@ for f; do
 	files+=("$(realpath "$f")")
 done
 cd "$(dirname "$0")/.." || exit 2
-# What mostly waits goes beside what mostly computes, unless files are named.
-# What empties the page cache comes last: 40-read has nothing of that by then.
+# Kills and lies run beside the others, which mostly wait.  What goes on at
+# random for a time, and empties the page cache, is `make check-long`.
 beside=()
 if [ ${#files[@]} -eq 0 ]; then
-	beside=(tests/55-crash.bats tests/75-hostile.bats
-	    tests/72-consistency.bats tests/75-soak.bats)
+	beside=(tests/55-crash.bats tests/75-hostile.bats)
 	for f in tests/*.bats; do
-		[[ " ${beside[*]} " == *" $f "* ]] || files+=("$f")
+		[[ " ${beside[*]} tests/72-consistency.bats tests/75-soak.bats " \
+		    == *" $f "* ]] || files+=("$f")
 	done
 fi
 
