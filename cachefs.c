@@ -2009,6 +2009,7 @@ static struct {
 	struct found { struct ent *ent; time_t used; } *found; /* the scan's: */
 	size_t nfound;			/* held until they are sorted by use */
 	const char *_Atomic degraded;	/* [a] why the disk is not used */
+	atomic_bool failing;		/* [a] nor can it be read, maybe */
 	_Atomic uint64_t retry_at;	/* now_ms() when it is tried again */
 	pthread_t evictor;
 	pthread_cond_t evict;		/* somebody needs room */
@@ -2111,6 +2112,8 @@ static void
 store_degrade(const char *what, int err)
 {
 	store.retry_at = now_ms() + 5000;
+	if (err != -ENOSPC && err != -EDQUOT && err != -EROFS)
+		store.failing = true;
 	if (!atomic_exchange(&store.degraded, err == -ENOSPC ||
 	    err == -EDQUOT ? "no space" : "I/O error"))
 		log_error("cache %s: %s: %s; serving from the server meanwhile",
@@ -2120,6 +2123,7 @@ store_degrade(const char *what, int err)
 static void
 store_recovered(void)
 {
+	store.failing = false;
 	if (store.degraded && atomic_exchange(&store.degraded, NULL))
 		log_info("cache %s: works again", conf.cache_dir);
 }
@@ -3453,14 +3457,16 @@ tree_read(const char *key, struct image *im)
 {
 	int fd = sys_openat(tree.fd, key, O_RDONLY, 0);
 	struct stat st;
+	ssize_t n;
 	int r = fd < 0 ? fd : fstat(fd, &st) ? -errno : 0;
 
 	*im = (struct image){ 0 };
 	if (!r) {
 		im->size = (size_t)st.st_size;
 		im->buf = malloc(im->size + 1);
-		r = !im->buf ? -ENOMEM : sys_pread(fd, im->buf, im->size, 0) !=
-		    (ssize_t)im->size ? -EBADMSG : image_parse(im);
+		n = im->buf ? sys_pread(fd, im->buf, im->size, 0) : -ENOMEM;
+		r = n < 0 ? (int)n : n != (ssize_t)im->size ? -EBADMSG :
+		    image_parse(im);
 	}
 	sys_close(&fd);
 	if (r)
@@ -7187,10 +7193,12 @@ obj_whole(const struct obj *o)
 	return o->complete && o->nblk;
 }
 
+/* Are complete files given to the kernel?  Not while the cache disk fails: it
+ * would give its errors to the readers. */
 static bool
 passthrough_on(void)
 {
-	return !passthrough_off;
+	return !passthrough_off && !store.failing;
 }
 
 /* Can n's inode not be opened in version v as a new open would want it? */
@@ -7198,8 +7206,8 @@ static bool
 name_conflict_locked(const struct name *n, const struct version *v)
 {
 	return n && ((n->told.fileid && !version_same(&n->told, v)) ||
-	    (n->opens && passthrough_on() &&
-	    obj_whole(n->obj) != (n->mode == M_PASSTHROUGH)));
+	    (n->opens && (obj_whole(n->obj) && passthrough_on()) !=
+	    (n->mode == M_PASSTHROUGH)));
 }
 
 /* libfuse renames only for us; the kernel never asks on a read-only mount. */
