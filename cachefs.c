@@ -5497,7 +5497,8 @@ static const struct backend bdir_backend = { "directory", bdir_start,
 /*
  * One thread per connection owns one libnfs context and serves the common
  * queue: metadata first, then reads that somebody waits for, read-ahead,
- * fills; the latter two only while fewer than CONN_WINDOW are under way.
+ * fills; the latter two only while fewer than the connection's window are under
+ * way, which grows to CONN_WINDOW while answers come in good time.
  * Version 3 speaks raw RPC by file handle, a LOOKUP being one round trip from
  * its parent's handle, which the names remember.  Version 4 goes by path
  * (one compound) and libnfs's open files.  A lost connection's calls go back
@@ -5531,6 +5532,8 @@ struct call {
 	struct conn *only;		/* [I] no other can issue it, or NULL */
 	struct conn *c;			/* [o] on which it is under way */
 	uint64_t deadline, not_before;	/* now_ms() */
+	uint64_t sent;			/* [o] the same */
+	uint64_t wanted;		/* since when; bnfs.lock, once queued */
 	atomic_int refs;		/* caller and connection */
 	bool over;			/* bnfs.lock */
 	int err;			/* set before over */
@@ -5564,7 +5567,7 @@ struct conn {
 	int err;			/* why it must be given up, or 0 */
 	char addr[64];			/* the server's, numeric */
 	LIST_HEAD(flying, call) flying;	/* issued */
-	unsigned nread;			/* READs among them */
+	unsigned nread, window;		/* READs among them; see bnfs_take() */
 };
 
 static const char *const conn_state_name[] = { "down", "mountd", "export",
@@ -5692,6 +5695,7 @@ call_new(enum call_op op, const char *path)
 	}
 	k->op = op;
 	k->refs = 1;
+	k->wanted = now;
 	pthread_cond_init(&k->cond, NULL);
 	WITH_LOCK(&bnfs.lock)
 		k->deadline = bnfs.silent ? MAX(bnfs.silent + timeout,
@@ -5796,6 +5800,17 @@ bnfs_answers(void)
 	return was;
 }
 
+/* READ k was answered: may more of them be under way at a time, or fewer?  On a
+ * slow link they queue behind each other, until all of them are late. */
+static void
+conn_pace(struct conn *c, const struct call *k)
+{
+	if (now_ms() - k->sent < conf.nfs_timeout * 1000 / 8)
+		c->window = MIN(c->window + 1, CONN_WINDOW);
+	else
+		c->window = MAX(c->window / 2, 1);
+}
+
 /* The server answered k: with err or, if that is 1, with a part of what was
  * asked for, the rest of which is asked for now. */
 static void
@@ -5805,6 +5820,8 @@ call_answered(struct call *k, int err)
 		bnfs_answers();		/* not so silent after all */
 	k->c->heard = now_ms();
 	bnfs.heard = k->c->heard;
+	if (k->op == CALL_READ)
+		conn_pace(k->c, k);
 	if (err > 0) {
 		COUNT(backend_requests, 1);
 		call_send(k);
@@ -5815,14 +5832,15 @@ call_answered(struct call *k, int err)
 }
 
 /* Has k waited for too long, when the server was last heard of then?  A slow
- * server is not a silent one: while it answers others, for twice as long. */
+ * server is not a silent one: while it answers others, k has twice as long, from
+ * `since` on. */
 static bool
-call_late(const struct call *k, uint64_t heard)
+call_late(const struct call *k, uint64_t heard, uint64_t since)
 {
 	uint64_t now = now_ms(), timeout = conf.nfs_timeout * 1000;
 
 	return now >= k->deadline && (now >= heard + timeout ||
-	    now >= k->deadline + timeout);
+	    now >= since + 2 * timeout);
 }
 
 /* Send k and wait.  0, and its answer is *ans, or -errno.  k is no more the
@@ -6307,6 +6325,7 @@ conn4_send(struct conn *c, struct call *k)
 static void
 call_send(struct call *k)
 {
+	k->sent = now_ms();
 	if (!(bnfs.version == 4 ? conn4_send(k->c, k) :
 	    conn3_send(k->c->rpc, k)))
 		call_answered(k, -ENOMEM);
@@ -6355,6 +6374,7 @@ conn_is_up(struct conn *c, uint64_t readmax)
 	if (readmax >= DIO_ALIGN)
 		bnfs.readmax = MIN(IO_MAX, readmax);
 	c->backoff = 0;
+	c->window = CONN_START;
 	c->up_at = c->heard = now_ms();
 	bnfs.heard = c->heard;
 	WITH_LOCK(&bnfs.lock) {
@@ -6526,17 +6546,18 @@ conn_begin(struct conn *c)
 static struct call *
 bnfs_take(const struct conn *c)
 {
-	int end = !c || c->nread < CONN_WINDOW ? PRIO_N : PRIO_AHEAD;
+	int end = !c || c->nread < c->window ? PRIO_N : PRIO_AHEAD;
 	struct call *k = NULL, *best = NULL;	/* NULL: for cppcheck */
 	uint64_t now = now_ms();
 
 	GUARD(&bnfs.lock);
 	TAILQ_FOREACH(k, &bnfs.queue, queue) {
-		bool late = call_late(k, k->not_before ? 0 : bnfs.heard) ||
-		    bnfs.quit;
 		bool mine = !k->only || k->only == c;
 		/* as it is now: a reader may have raised it */
 		int prio = k->f ? (int)k->f->prio : PRIO_META;
+		/* what nobody waits for has its turn when it comes */
+		bool late = bnfs.quit || call_late(k, k->not_before ? 0 :
+		    bnfs.heard, prio < PRIO_AHEAD ? k->wanted : now);
 
 		if (prio < end && (c ? mine && !late && k->not_before <= now :
 		    late)) {
@@ -6594,7 +6615,7 @@ conn_turn(struct conn *c, int wait)
 	}
 	now = now_ms();
 	LIST_FOREACH(k, &c->flying, flying)
-		late |= call_late(k, c->heard);
+		late |= call_late(k, c->heard, k->sent);
 	if (c->state != DOWN && c->state != UP && now >= c->deadline)
 		c->err = -ETIMEDOUT;
 	if (late) {
@@ -6768,7 +6789,12 @@ bnfs_read(struct fetch *f)
 static void
 bnfs_raise(struct fetch *f)
 {
-	(void)f;			/* bnfs_take() looks at it */
+	struct call *k;
+
+	WITH_LOCK(&bnfs.lock)
+		TAILQ_FOREACH(k, &bnfs.queue, queue)
+			if (k->f == f)
+				k->wanted = now_ms();
 	bnfs_wake(NULL);
 }
 

@@ -27,7 +27,8 @@
 #define IO_MAX		(1u * MiB)	/* largest READ and cache write */
 #define THREAD_STACK	(16u * MiB)	/* see sys_thread() */
 #define CONN_MAX	64		/* nfs_connections */
-#define CONN_WINDOW	8		/* prefetch READs in flight per connection */
+#define CONN_WINDOW	8		/* prefetch READs in flight per connection: */
+#define CONN_START	2		/* at most; and at first */
 #define NFS_FHSIZE	64		/* NFS3_FHSIZE, RFC 1813 2.4 */
 #define LIST_MAX	(4u << 20)	/* names in a directory */
 #define NAMES_MAX	24576		/* names remembered without open files */
