@@ -370,6 +370,20 @@ sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
 	return -r;
 }
 
+/* Have the thread that waits on cond see *quit, which is lock's, and join it if
+ * it was started. */
+static void
+sys_thread_end(pthread_t tid, pthread_mutex_t *lock, pthread_cond_t *cond,
+    bool *quit)
+{
+	WITH_LOCK(lock) {
+		*quit = true;
+		pthread_cond_signal(cond);
+	}
+	if (tid)
+		pthread_join(tid, NULL);
+}
+
 /*
  * The FUSE request that a worker thread is processing.  While the worker
  * waits it is on a list, so that the FUSE_INTERRUPT for it finds what it
@@ -1846,11 +1860,12 @@ name_doubt(const char *path, bool attr)
 /*
  * Note that the server, asked at `asked`, showed a and fh for path.  False
  * when an overlapping question got another version, and so nobody can tell
- * which is the newer: ask again.
+ * which is the newer: ask again.  Sets *news, unless news is NULL, if that has
+ * yet to be noted for offline use, which is the caller's to do then.
  */
 static bool
 name_validated(const char *path, const struct attr *a, const struct handle *fh,
-    uint64_t asked)
+    uint64_t asked, bool *news)
 {
 	GUARD(&names.lock);
 	struct name *n = name_find_locked(path, true);
@@ -1865,6 +1880,10 @@ name_validated(const char *path, const struct attr *a, const struct handle *fh,
 		n->answered = now_us();
 		n->doubt = false;
 	}
+	if (news)
+		*news = n && !n->noted;
+	if (n && news)
+		n->noted = true;
 	return true;
 }
 
@@ -2008,8 +2027,8 @@ static struct {
 	atomic_bool scanned;		/* [a] `used` knows the whole cache */
 	struct found { struct ent *ent; time_t used; } *found; /* the scan's: */
 	size_t nfound;			/* held until they are sorted by use */
-	const char *_Atomic degraded;	/* [a] why the disk is not used */
-	atomic_bool failing;		/* [a] nor can it be read, maybe */
+	_Atomic enum disk_state { DISK_WORKS, DISK_FULL, DISK_FAILS }
+	    disk;			/* [a] nothing is stored; nor read, maybe */
 	_Atomic uint64_t retry_at;	/* now_ms() when it is tried again */
 	pthread_t evictor;
 	pthread_cond_t evict;		/* somebody needs room */
@@ -2053,13 +2072,30 @@ key_hash(const struct version *v)
 	return XXH3_64bits(k, sizeof(k));
 }
 
-/* "xx/KEY" of v's file and a suffix: "" data, ".idx", ".tmp". */
+/* "xx/KEY", its directory being chosen by hash, and a suffix. */
+static const char *
+xx_path(uint64_t hash, uint64_t high, uint64_t low, const char *suffix,
+    char buf[64])
+{
+	snprintf(buf, 64, "%02x/%016" PRIx64 "%016" PRIx64 "%s",
+	    (unsigned)(hash & 0xff), high, low, suffix);
+	return buf;
+}
+
+/* Make the xx of such a path in dir.  0 or -errno. */
+static int
+xx_make(int dir, const char *path)
+{
+	char xx[3] = { path[0], path[1], '\0' };
+
+	return mkdirat(dir, xx, 0700) && errno != EEXIST ? -errno : 0;
+}
+
+/* That of v's file; suffix: "" data, ".idx", ".tmp". */
 static const char *
 key_path(const struct version *v, const char *suffix, char buf[64])
 {
-	snprintf(buf, 64, "%02x/%016" PRIx64 "%016" PRIx64 "%s",
-	    (unsigned)(key_hash(v) & 0xff), v->fsid, v->fileid, suffix);
-	return buf;
+	return xx_path(key_hash(v), v->fsid, v->fileid, suffix, buf);
 }
 
 /* The stripe that is held while v's file is opened or its files change. */
@@ -2089,21 +2125,44 @@ store_unlink(const struct version *v)
 	unlinkat(store.objects, key_path(v, "", p), 0);
 }
 
-/* Write the whole of a new file; sync: durably, but for its name.  Else it is
- * at least on its way: ext4 then lets no name outlive a power cut without its
- * data, as it would with blocks not yet allocated.  0 or -errno. */
+/* How far is a new file to be on its way to the disk? */
+enum sync {
+	SYNC_LATER,			/* the caller sees to it */
+	SYNC_BEGUN,			/* so far that on ext4 no name outlives */
+					/* a power cut without its data, which */
+					/* it would with blocks not allocated */
+	SYNC_DONE			/* durable, but for its name */
+};
+
+/* Write the whole of a new file.  0 or -errno. */
 static int
-store_write(int dir, const char *name, const void *data, size_t len, bool sync)
+store_write(int dir, const char *name, const void *data, size_t len,
+    enum sync sync)
 {
 	int fd = sys_openat(dir, name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
 	int r = fd < 0 ? fd : sys_pwrite(fd, data, len, 0);
 
-	if (!r && sync && fsync(fd))
+	if (!r && sync == SYNC_DONE && fsync(fd))
 		r = -errno;
-	else if (!r && !sync)
+	else if (!r && sync == SYNC_BEGUN)
 		sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
 	if (fd >= 0 && close(fd) && !r)
 		r = -errno;
+	return r;
+}
+
+/* The same for one that takes the place of another, if there is one.  0, or
+ * -errno: the other is still there. */
+static int
+store_replace(int dir, const char *tmp, const char *name, const void *data,
+    size_t len, enum sync sync)
+{
+	int r = store_write(dir, tmp, data, len, sync);
+
+	if (!r && renameat(dir, tmp, dir, name))
+		r = -errno;
+	if (r)
+		unlinkat(dir, tmp, 0);
 	return r;
 }
 
@@ -2111,11 +2170,13 @@ store_write(int dir, const char *name, const void *data, size_t len, bool sync)
 static void
 store_degrade(const char *what, int err)
 {
+	enum disk_state was = store.disk, now = err == -ENOSPC ||
+	    err == -EDQUOT || err == -EROFS ? DISK_FULL : DISK_FAILS;
+
 	store.retry_at = now_ms() + 5000;
-	if (err != -ENOSPC && err != -EDQUOT && err != -EROFS)
-		store.failing = true;
-	if (!atomic_exchange(&store.degraded, err == -ENOSPC ||
-	    err == -EDQUOT ? "no space" : "I/O error"))
+	if (now > was)
+		was = atomic_exchange(&store.disk, now);
+	if (was == DISK_WORKS)
 		log_error("cache %s: %s: %s; serving from the server meanwhile",
 		    conf.cache_dir, what, strerror(-err));
 }
@@ -2123,8 +2184,8 @@ store_degrade(const char *what, int err)
 static void
 store_recovered(void)
 {
-	store.failing = false;
-	if (store.degraded && atomic_exchange(&store.degraded, NULL))
+	if (store.disk != DISK_WORKS &&
+	    atomic_exchange(&store.disk, DISK_WORKS) != DISK_WORKS)
 		log_info("cache %s: works again", conf.cache_dir);
 }
 
@@ -2248,7 +2309,7 @@ store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 {
 	uint64_t idx;
 
-	*why = store.degraded && now_ms() < store.retry_at ? R_degraded :
+	*why = store.disk && now_ms() < store.retry_at ? R_degraded :
 	    store.limit && !store.scanned ? R_scan : R_no_space;
 	for (int tries = 0; tries < 2 && *why == R_no_space; tries++) {
 		if (tries && !evict_one())	/* at most one unlink's wait */
@@ -2451,7 +2512,8 @@ idx_commit(struct idx_job *jobs, size_t n)
 		if (!j->r)
 			j->r = !many && fdatasync(j->o->rfd) ? -errno :
 			    store_write(store.objects, key_path(&j->o->attr.ver,
-			    ".tmp", tmp), j->h, j->size, !many);
+			    ".tmp", tmp), j->h, j->size,
+			    many ? SYNC_LATER : SYNC_DONE);
 	if (many && syncfs(store.dir))
 		r = -errno;
 	for (struct idx_job *j = jobs; j < end; j++) {
@@ -2652,24 +2714,6 @@ obj_get_locked(const struct attr *a, const char *path)
 	return o;
 }
 
-static void obj_put(struct obj *);
-
-/* The same for who opens it. */
-static struct obj *
-obj_get(const struct attr *a, const char *path)
-{
-	struct obj *o = NULL;
-	bool failed = false;
-
-	WITH_LOCK(key_lock(&a->ver)) {
-		o = obj_get_locked(a, path);
-		failed = o && obj_name(o, a, path);
-	}
-	if (failed)
-		obj_put(o);
-	return failed ? NULL : o;
-}
-
 static struct obj *
 obj_ref(struct obj *o)
 {
@@ -2707,14 +2751,30 @@ obj_put(struct obj *o)
 	ent_drop_locked(e);
 }
 
+/* obj_get_locked() for who opens it. */
+static struct obj *
+obj_get(const struct attr *a, const char *path)
+{
+	struct obj *o = NULL;
+	bool failed = false;
+
+	WITH_LOCK(key_lock(&a->ver)) {
+		o = obj_get_locked(a, path);
+		failed = o && obj_name(o, a, path);
+	}
+	if (failed)
+		obj_put(o);
+	return failed ? NULL : o;
+}
+
 /* Have o's data file open, made as long as the server's if need be.  0, or
  * -errno: o's blocks can't be stored.  Any thread that may wait for the disk. */
 static int
 obj_create(struct obj *o)
 {
 	const struct version *v = &o->attr.ver;
-	char p[64], dir[3] = "";
 	int fd = -1, wfd = -1, r;
+	char p[64];
 
 	WITH_LOCK(&o->lock)
 		if (o->ready)
@@ -2731,14 +2791,13 @@ obj_create(struct obj *o)
 		return -ESTALE;
 	if (fd < 0) {
 		fd = key_open(v, "", O_RDWR | O_CREAT | O_EXCL);
-		if (fd == -ENOENT) {
-			memcpy(dir, key_path(v, "", p), 2);
-			if (mkdirat(store.objects, dir, 0700) &&
-			    errno != EEXIST)
-				return -errno;
-		} else if (fd == -EEXIST) {	/* a crash has left it */
+		r = 0;
+		if (fd == -ENOENT)
+			r = xx_make(store.objects, key_path(v, "", p));
+		else if (fd == -EEXIST)		/* a crash has left it */
 			store_unlink(v);
-		}
+		if (r)
+			return r;
 		if (fd == -ENOENT || fd == -EEXIST)
 			fd = key_open(v, "", O_RDWR | O_CREAT | O_EXCL);
 		if (fd < 0)
@@ -3047,10 +3106,20 @@ store_super(const char *backend)
 	}
 	if (!store_dir_empty())
 		return refuse(-EINVAL, "is not empty and not a cache; refused");
-	r = store_write(store.dir, "CACHEFS.tmp", &want, sizeof(want), true);
-	if (!r && renameat(store.dir, "CACHEFS.tmp", store.dir, "CACHEFS"))
-		r = -errno;
+	r = store_replace(store.dir, "CACHEFS.tmp", "CACHEFS", &want,
+	    sizeof(want), SYNC_DONE);
 	return r ? refuse(r, "cannot be written: %s", strerror(-r)) : 0;
+}
+
+/* Open a directory in the cache's, made if need be.  Its fd, or -errno after a
+ * sentence. */
+static int
+store_subdir(const char *name)
+{
+	int r = mkdirat(store.dir, name, 0700) && errno != EEXIST ? -errno :
+	    sys_openat(store.dir, name, O_RDONLY | O_DIRECTORY, 0);
+
+	return r < 0 ? refuse(r, "%s: %s", name, strerror(-r)) : r;
 }
 
 /* Open, check and lock the cache directory.  0, or -errno after a sentence;
@@ -3085,12 +3154,8 @@ store_open(const char *backend)
 	r = store_super(backend);
 	if (r)
 		return r;
-	if (mkdirat(store.dir, "objects", 0700) && errno != EEXIST)
-		r = -errno;
-	else
-		r = store.objects = sys_openat(store.dir, "objects",
-		    O_RDONLY | O_DIRECTORY, 0);
-	return r < 0 ? refuse(r, "objects: %s", strerror(-r)) : 0;
+	store.objects = store_subdir("objects");
+	return MIN(store.objects, 0);
 }
 
 /* What an amount is of a disk of so many bytes. */
@@ -3128,12 +3193,7 @@ store_start(void)
 static void
 store_stop(void)
 {
-	WITH_LOCK(&ckpt.lock) {
-		ckpt.quit = true;
-		pthread_cond_signal(&ckpt.cond);
-	}
-	if (ckpt.tid)
-		pthread_join(ckpt.tid, NULL);
+	sys_thread_end(ckpt.tid, &ckpt.lock, &ckpt.cond, &ckpt.quit);
 	WITH_LOCK(&store.lock)
 		pthread_cond_signal(&store.evict);
 	if (store.evictor)
@@ -3438,16 +3498,13 @@ tree_note_list(const char *path, const struct dirlist *l)
 	free(v);
 }
 
-/* "xx/KEY" of a directory, by its path, and a suffix: "" or ".tmp". */
+/* The file of a directory, by its path; suffix: "" or ".tmp". */
 static const char *
 tree_key(const char *dir, const char *suffix, char buf[64])
 {
 	XXH128_hash_t h = XXH3_128bits(dir, strlen(dir));
 
-	snprintf(buf, 64, "%02x/%016" PRIx64 "%016" PRIx64 "%s",
-	    (unsigned)(h.low64 & 0xff), (uint64_t)h.high64, (uint64_t)h.low64,
-	    suffix);
-	return buf;
+	return xx_path(h.low64, h.high64, h.low64, suffix, buf);
 }
 
 /* Read a file of the tree.  0; -ENOENT; -EBADMSG: torn, damaged or foreign; or
@@ -3483,7 +3540,8 @@ tree_charge(uint64_t before, uint64_t after)
 	before = ROUND_UP(before, DIO_ALIGN);
 	after = ROUND_UP(after, DIO_ALIGN);
 	GUARD(&store.lock);
-	if (after > before && (!store.scanned || tree.bytes + after - before > share ||
+	if (after > before && (!store.scanned ||
+	    tree.bytes + after - before > share ||
 	    store_missing_locked(after - before)))
 		return false;
 	tree.bytes += after - before;
@@ -3541,9 +3599,9 @@ static void
 tree_update(const char *dir, const struct image *new)
 {
 	struct image old, im = { 0 };
-	char key[64], tmp[64], xx[3] = "";
+	char key[64], tmp[64];
 	uint64_t before;
-	int r = tree_load(dir, &old);
+	int r = tree_load(dir, &old), i;
 
 	before = old.size;
 	if (r == -ENOMEM || image_merge(&old, new, &im) ||
@@ -3555,15 +3613,12 @@ tree_update(const char *dir, const struct image *new)
 			tree_clear();
 		goto done;
 	}
-	memcpy(xx, tree_key(dir, "", key), 2);
+	tree_key(dir, "", key);
 	tree_key(dir, ".tmp", tmp);
-	r = store_write(tree.fd, tmp, im.buf, im.size, false);
-	if (r == -ENOENT && (!mkdirat(tree.fd, xx, 0700) || errno == EEXIST))
-		r = store_write(tree.fd, tmp, im.buf, im.size, false);
-	if (!r && renameat(tree.fd, tmp, tree.fd, key))
-		r = -errno;
+	for (i = 0, r = -ENOENT; i < 2 && r == -ENOENT; i++)
+		r = (i ? xx_make(tree.fd, key) : 0) ?: store_replace(tree.fd,
+		    tmp, key, im.buf, im.size, SYNC_BEGUN);
 	if (r) {
-		unlinkat(tree.fd, tmp, 0);
 		tree_charge(im.size, before);
 		store_degrade("listing", r);
 	}
@@ -3695,19 +3750,12 @@ tree_serves(void)
 	    time(NULL) - tree.heard <= conf.cache_offline_max_age);
 }
 
-/* Have tree.last be dir's.  0; -EHOSTDOWN: it is not known. */
-static int
-tree_last_locked(const char *dir)
+static void
+tree_forget_locked(void)
 {
-	if (tree.last_dir && !strcmp(tree.last_dir, dir))
-		return 0;
 	free(tree.last_dir);
 	image_free(&tree.last);
 	tree.last_dir = NULL;
-	if (tree.fd < 0 || tree_load(dir, &tree.last))
-		return -EHOSTDOWN;
-	tree.last_dir = strdup(dir);
-	return tree.last_dir ? 0 : -ENOMEM;
 }
 
 /* The server is back: what was read while it was away is old from now on. */
@@ -3715,9 +3763,23 @@ static void
 tree_forget(void)
 {
 	GUARD(&tree.last_lock);
-	free(tree.last_dir);
-	image_free(&tree.last);
-	tree.last_dir = NULL;
+	tree_forget_locked();
+}
+
+/* Have tree.last be dir's.  0; -EHOSTDOWN: it is not known, or may not be
+ * served; or -ENOMEM. */
+static int
+tree_last_locked(const char *dir)
+{
+	if (!tree_serves())
+		return -EHOSTDOWN;
+	if (tree.last_dir && !strcmp(tree.last_dir, dir))
+		return 0;
+	tree_forget_locked();
+	if (tree.fd < 0 || tree_load(dir, &tree.last))
+		return -EHOSTDOWN;
+	tree.last_dir = strdup(dir);
+	return tree.last_dir ? 0 : -ENOMEM;
 }
 
 static int
@@ -3789,11 +3851,9 @@ tree_open(void)
 {
 	struct stat st;
 
-	if (mkdirat(store.dir, "tree", 0700) && errno != EEXIST)
-		return refuse(-errno, "tree: %s", strerror(errno));
-	tree.fd = sys_openat(store.dir, "tree", O_RDONLY | O_DIRECTORY, 0);
+	tree.fd = store_subdir("tree");
 	if (tree.fd < 0)
-		return refuse(tree.fd, "tree: %s", strerror(-tree.fd));
+		return tree.fd;
 	tree.heard = fstatat(tree.fd, "server", &st, AT_SYMLINK_NOFOLLOW) ? 0 :
 	    st.st_mtime;
 	return 0;
@@ -3810,7 +3870,8 @@ tree_start(unsigned version)
 		WITH_LOCK(&store.lock)
 			store.used += DIO_ALIGN;	/* of that file */
 	if (version && !backend_down) {
-		r = store_write(tree.fd, "server", text, (size_t)n, false);
+		r = store_write(tree.fd, "server", text, (size_t)n,
+		    SYNC_BEGUN);
 		if (r)
 			store_degrade("tree/server", r);
 	}
@@ -3834,12 +3895,7 @@ tree_server_version(void)
 static void
 tree_stop(void)
 {
-	WITH_LOCK(&tree.lock) {
-		tree.quit = true;
-		pthread_cond_signal(&tree.cond);
-	}
-	if (tree.tid)
-		pthread_join(tree.tid, NULL);
+	sys_thread_end(tree.tid, &tree.lock, &tree.cond, &tree.quit);
 	tree_forget();
 	if (!hung)
 		sys_close(&tree.fd);
@@ -4301,6 +4357,13 @@ struct plan {
 	int64_t stride;			/* n more reads like its last one */
 	unsigned n;
 };
+
+/* s reads no more. */
+static void
+stream_end(const struct stream *s)
+{
+	fill.streams -= s->counted;
+}
 
 /* The window that s may have: half as much when something of what was fetched
  * for the object was thrown out unread, more again while that does not happen.
@@ -4866,12 +4929,10 @@ static struct {
 } scrub = { .lock = PTHREAD_MUTEX_INITIALIZER,
 	.cond = PTHREAD_COND_INITIALIZER };
 
-/* Wait so long, or until the end.  False: it is the end. */
+/* Wait until then, or the end.  False: it is the end. */
 static bool
-scrub_pause(uint64_t ms)
+scrub_pause(uint64_t until)
 {
-	uint64_t until = now_ms() + ms;
-
 	GUARD(&scrub.lock);
 	while (!scrub.quit && wait_on(&scrub.cond, &scrub.lock, until) !=
 	    -ETIMEDOUT)
@@ -4918,13 +4979,15 @@ scrub_slice(struct obj *o, uint64_t rate, struct cachefs_verify *v,
 	uint64_t end = MIN(v->off + SCRUB_SLICE, o->attr.ver.size), nbad = 0;
 	int fd = key_open(&o->attr.ver, "", O_RDONLY |
 	    (conf.direct_io ? O_DIRECT : 0));
-	int r = fd == -ENOENT ? 0 : fd;		/* nothing of it is cached */
 	char *buf = NULL;
+	int r = 0;
 
-	if (fd == -ENOENT)
+	if (fd == -ENOENT)		/* nothing of it is cached */
 		v->off = end;
-	while (fd >= 0 && r >= 0 && !(buf = pool_try(o->bs, pool.size / 2)))
-		if (!scrub_pause(50))
+	if (fd < 0)
+		return fd == -ENOENT ? 0 : fd;
+	while (r >= 0 && !(buf = pool_try(o->bs, pool.size / 2)))
+		if (!scrub_pause(now_ms() + 50))
 			r = -EINTR;
 	for (; r >= 0 && v->off < end && nbad < SCRUB_BAD; v->off += o->bs) {
 		uint64_t before = v->bytes;
@@ -4935,17 +4998,16 @@ scrub_slice(struct obj *o, uint64_t rate, struct cachefs_verify *v,
 		if (r > 1)
 			bad[nbad++] = v->off / o->bs;
 		if (rate && v->bytes / rate > before / rate &&
-		    !scrub_pause(1000))
+		    !scrub_pause(now_ms() + 1000))
 			r = -EINTR;
 	}
 	v->damaged += nbad;
 	v->off = MIN(v->off, o->attr.ver.size);
-	if (!conf.direct_io && fd >= 0)
+	if (!conf.direct_io)
 		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 	if (buf)
 		pool_put(buf, o->bs);
-	if (fd >= 0)
-		sys_close(&fd);
+	sys_close(&fd);
 	return MIN(r, 0);
 }
 
@@ -5024,7 +5086,7 @@ scrub_thread(void *arg)
 
 	(void)arg;
 	while (!store.scanned)
-		if (!scrub_pause(100))
+		if (!scrub_pause(now_ms() + 100))
 			return NULL;
 	do {
 		began = now_ms();
@@ -5035,8 +5097,7 @@ scrub_thread(void *arg)
 				scrub_object(&key[--n], &v);
 		}
 		store_walk(tree.fd, tree_check);
-	} while (scrub_pause(began + SCRUB_EVERY_MS - MIN(now_ms(), began +
-	    SCRUB_EVERY_MS)));
+	} while (scrub_pause(began + SCRUB_EVERY_MS));
 	return NULL;
 }
 
@@ -5050,12 +5111,7 @@ scrub_start(void)
 static void
 scrub_stop(void)
 {
-	WITH_LOCK(&scrub.lock) {
-		scrub.quit = true;
-		pthread_cond_signal(&scrub.cond);
-	}
-	if (scrub.tid)
-		pthread_join(scrub.tid, NULL);
+	sys_thread_end(scrub.tid, &scrub.lock, &scrub.cond, &scrub.quit);
 }
 
 /* One slice of `cachefs verify`: check it, and fetch anew what is damaged.
@@ -5082,7 +5138,7 @@ scrub_verify(struct obj *o, struct cachefs_verify *v)
 		n = MIN(obj_read(o, &s, buf, o->bs, bad[i] * o->bs, NULL), n);
 	if (n < 0)
 		v->err = (int32_t)-n;
-	fill.streams -= s.counted;
+	stream_end(&s);
 	free(buf);
 	return r;
 }
@@ -5631,13 +5687,16 @@ libnfs_own(const char *name)
 	return f;
 }
 
+#define LIBNFS_OWN(fn) \
+	static typeof(fn) *_Atomic own; \
+	if (!own) \
+		own = (typeof(fn) *)libnfs_own(#fn)
+
 bool_t
 libnfs_zdr_bytes(ZDR *z, char **buf, uint32_t *size, uint32_t max)
 {
-	static typeof(libnfs_zdr_bytes) *_Atomic own;
+	LIBNFS_OWN(libnfs_zdr_bytes);
 
-	if (!own)
-		own = (typeof(libnfs_zdr_bytes) *)libnfs_own(__func__);
 #ifndef LIBNFS_API_V2
 	if (z->x_op == ZDR_DECODE)
 		memset(buf, 0, sizeof(*buf));	/* or a verifier is copied, */
@@ -5649,10 +5708,8 @@ libnfs_zdr_bytes(ZDR *z, char **buf, uint32_t *size, uint32_t max)
 bool_t
 libnfs_zdr_string(ZDR *z, char **s, uint32_t max)
 {
-	static typeof(libnfs_zdr_string) *_Atomic own;
+	LIBNFS_OWN(libnfs_zdr_string);
 
-	if (!own)
-		own = (typeof(libnfs_zdr_string) *)libnfs_own(__func__);
 	return own && reply_holds(z, 1) && own(z, s, max);
 }
 
@@ -5660,10 +5717,8 @@ bool_t
 libnfs_zdr_array(ZDR *z, char **v, uint32_t *n, uint32_t max, uint32_t each,
     zdrproc_t proc)
 {
-	static typeof(libnfs_zdr_array) *_Atomic own;
+	LIBNFS_OWN(libnfs_zdr_array);
 
-	if (!own)
-		own = (typeof(libnfs_zdr_array) *)libnfs_own(__func__);
 	return own && reply_holds(z, 4) && own(z, v, n, max, each, proc);
 }
 
@@ -6685,7 +6740,7 @@ bnfs_ask(enum call_op op, const char *path, bool fresh, struct answer *ans)
 		r = bnfs_ask(CALL_GETATTR, of, fresh, ans);
 		if (!r) {
 			fh = ans->fh;
-			name_validated(of, &ans->attr, &fh, asked);
+			name_validated(of, &ans->attr, &fh, asked, NULL);
 		}
 	}
 	free(parent);
@@ -6871,6 +6926,14 @@ bnfs_parse(const char *s)
 	return bnfs.host && bnfs.export;
 }
 
+/* Is the server there, and refuses the export? */
+static bool
+conn_refused(const struct conn *c)
+{
+	return c->state == EXPORT || (c->state == MOUNT &&
+	    (c->err == -ENOENT || c->err == -EACCES));
+}
+
 /* Why the first connection failed, as a sentence. */
 static void
 bnfs_explain(const struct conn *c)
@@ -6884,8 +6947,7 @@ bnfs_explain(const struct conn *c)
 	if (c->err == -ETIMEDOUT)
 		log_error("backend %s: the server %s did not answer within %u "
 		    "seconds", conf.nfs_backend, bnfs.host, conf.nfs_timeout);
-	else if (c->state == EXPORT || (c->state == MOUNT &&
-	    (c->err == -ENOENT || c->err == -EACCES)))
+	else if (conn_refused(c))
 		log_error("backend %s: the server %s does not export %s to us: "
 		    "%s", conf.nfs_backend, bnfs.host, bnfs.export,
 		    strerror(-c->err));
@@ -6916,15 +6978,14 @@ bnfs_start(void)
 	bnfs.readmax = IO_MAX;
 	for (bnfs.version = conf.nfs_version == 2 ? 4 : 3; ; bnfs.version = 4) {
 		bool last = conf.nfs_version || bnfs.version == 4;
-		bool there = false;
+		bool there;
 
 		conn_begin(c);
 		while (c->state != UP && !c->err)
 			conn_turn(c, 100);
 		if (c->state == UP)
 			return 0;
-		there = c->state == EXPORT || (c->state == MOUNT &&
-		    (c->err == -ENOENT || c->err == -EACCES));
+		there = conn_refused(c);
 		last |= there;
 		if (last)
 			bnfs_explain(c);
@@ -7020,7 +7081,7 @@ stats_json(size_t *len)
 		return NULL;
 	fprintf(f, "{\"state\":\"%s\",\"io_engine\":\"%s\",\"passthrough\":"
 	    "\"%s%s\",\"uptime_s\":%" PRIu64, backend_down ? "offline" :
-	    store.degraded ? "degraded" : "online",
+	    store.disk ? "degraded" : "online",
 	    exec.uring ? "io_uring" : "threads", off ? "off:" : "on",
 	    off ? off : "", (now_ms() - started_ms) / 1000);
 	WITH_LOCK(&store.lock)
@@ -7117,25 +7178,6 @@ is_ctl(const char *path)
 	return !strcmp(path, CTL_DIR) || !strcmp(path, CTL_STATS);
 }
 
-/* The server showed a for path: note it for offline use, unless that was done
- * before. */
-static void
-op_note(const char *path, const struct attr *a)
-{
-	bool noted = true;
-
-	WITH_LOCK(&names.lock) {
-		struct name *n = name_find_locked(path, false);
-
-		if (n) {
-			noted = n->noted;
-			n->noted = true;
-		}
-	}
-	if (!noted)
-		tree_note_name(path, a, NULL);
-}
-
 /* The server is away: what is known of path, from this run or an earlier one.
  * 0, -ENOENT, or -EHOSTDOWN: nothing, or it may not be served. */
 static int
@@ -7174,7 +7216,7 @@ op_validate(const char *path, struct attr *a)
 	for (int tries = 0; tries < 8; tries++) {
 		uint64_t asked = now_us(), age = 0;
 		struct attr fresh;
-		bool known = false;
+		bool known = false, news = false;
 
 		WITH_LOCK(&names.lock) {
 			struct name *n = name_find_locked(path, false);
@@ -7204,8 +7246,9 @@ op_validate(const char *path, struct attr *a)
 		if (r)
 			return r;
 		*a = fresh;
-		if (name_validated(path, a, &fh, asked)) {
-			op_note(path, a);
+		if (name_validated(path, a, &fh, asked, &news)) {
+			if (news)
+				tree_note_name(path, a, NULL);
 			return 0;
 		}
 	}
@@ -7224,7 +7267,7 @@ obj_whole(const struct obj *o)
 static bool
 passthrough_on(void)
 {
-	return !passthrough_off && !store.failing;
+	return !passthrough_off && store.disk != DISK_FAILS;
 }
 
 /* Can n's inode not be opened in version v as a new open would want it? */
@@ -7501,7 +7544,7 @@ open_source(struct obj *o, const char *path, struct attr *now)
 	if (conf.cache_consistency >= CONS_TTL) {
 		r = be->getattr(path, now, &fh);
 		if (!r)
-			name_validated(path, now, &fh, asked);
+			name_validated(path, now, &fh, asked, NULL);
 		if (!r && !version_same(&now->ver, &o->attr.ver))
 			r = -ESTALE;
 	}
@@ -7728,8 +7771,7 @@ op_release(const char *path, struct fuse_file_info *fi)
 			}
 		if (f->passthrough)
 			obj_backing_put(f->o);
-		if (f->stream.counted)
-			fill.streams--;
+		stream_end(&f->stream);
 		pthread_mutex_destroy(&f->stream.lock);
 		obj_put(f->o);
 		if (o)
@@ -7784,7 +7826,7 @@ op_read_path(const char *path, char *buf, size_t size, uint64_t off)
 	if (!o)
 		return -ENOMEM;
 	n = obj_read(o, &s, buf, size, off, NULL);
-	fill.streams -= s.counted;
+	stream_end(&s);
 	obj_put(o);
 	return n;
 }
@@ -7958,15 +8000,14 @@ readdir_tell(const struct dir *d, const struct dirent_plus *e, bool plus,
 static int
 dir_load(struct dir *d)
 {
-	int r = backend_down && tree_serves() ? tree_list(d->path, &d->list) :
-	    -EHOSTDOWN;
+	int r = backend_down ? tree_list(d->path, &d->list) : -EHOSTDOWN;
 	bool known = !r;
 
 	if (!known)
 		r = be->readdir(d->path, &d->list);
 	if (!known && !r)
 		tree_note_list(d->path, &d->list);
-	if (r == -EHOSTDOWN && tree_serves())
+	if (r == -EHOSTDOWN)
 		known = !(r = tree_list(d->path, &d->list));
 	GUARD(&names.lock);
 	struct name *n = known ? name_find_locked(d->path, false) : NULL;
@@ -8011,14 +8052,14 @@ op_readlink(const char *path, char *buf, size_t size)
 	int r = -EHOSTDOWN;
 
 	size = MIN(size, PATH_MAX);	/* libfuse gives more than it can send */
-	if (backend_down && tree_serves())
+	if (backend_down)
 		r = tree_get(path, NULL, buf, size);
 	if (r != -EHOSTDOWN)
 		return r;
 	r = be->readlink(path, buf, size);
 	if (!r)
 		tree_note_name(path, NULL, buf);
-	if (r == -EHOSTDOWN && tree_serves())
+	if (r == -EHOSTDOWN)
 		r = tree_get(path, NULL, buf, size);
 	return op_errno(r);
 }
@@ -8757,11 +8798,11 @@ start_away(const char *backend)
 	backend_down = true;
 	version = conf.nfs_version ? conf.nfs_version + 2 :
 	    tree_server_version();
-	if (!version || tree_get("/", &root, NULL, 0))
-		return -EHOSTDOWN;
 	if (!tree_serves())
 		return fail(-EHOSTDOWN, "what is cached is older than "
 		    "cache_offline_max_age");
+	if (!version || tree_get("/", &root, NULL, 0))
+		return -EHOSTDOWN;
 	log_warn("starting offline, with what the cache knows");
 	bnfs.version = version;
 	return 0;

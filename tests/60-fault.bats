@@ -315,15 +315,23 @@ dies_at_once() { # CMD...
 	same "$EXPORT/cold" "$MNT/cold"
 }
 
+# How often has the server looked for leases that are over?
+lease_checks() {
+	grep -c 'Now checking NFS4 clients' "$NFS_STATE"/log
+}
+
+lease_checked() { # BEFORE
+	[ "$(lease_checks)" -ge $(($1 + 4)) ]
+}
+
 @test "NFSv4: a mount that was idle for longer than its lease reads on" {
 	make_file "$EXPORT/f" 3M
 	make_file "$EXPORT/cold" 3M
 	NFS_VERSION=4
-	start_nfs
+	NFS_LOG=DEBUG start_nfs
 	start_cachefs nfs_timeout=5
 	same "$EXPORT/f" "$MNT/f"
-	# The lease of 10 s, and the server's next look: nothing tells of it.
-	sleep 25
+	wait_until 60 lease_checked "$(lease_checks)"	# 10 s each 5 s
 	same "$EXPORT/cold" "$MNT/cold"
 	[ "$(stat_of backend_errors)" = 0 ]
 }
@@ -630,16 +638,7 @@ removed_and_back() { # HOW
 
 # Put the cache on a disk that fails while disk_fails says so.
 bad_disk() {
-	local bin
-	need fuse
-	bin=$(tool baddisk fuse3)
-	mkdir "$WORK/good" "$WORK/disk"
-	"$bin" -f -o "src=$WORK/good,flag=$WORK/disk.flag" "$WORK/disk" \
-	    >>"$WORK/baddisk.log" 2>&1 3>&- 4>&- </dev/null &
-	undo end_process $!
-	undo force_unmount "$WORK/disk"
-	undo rm -f "$WORK/disk.flag"
-	wait_until 10 is_mounted "$WORK/disk"
+	bad_fs "$WORK/good" disk
 	CACHE=$WORK/disk/cache
 }
 

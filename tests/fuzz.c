@@ -379,7 +379,8 @@ prepare(void)
 		memcpy(data + (size_t)i * BLOCK, data, BLOCK);
 		object->sums[i] = XXH3_64bits(data, i < BLOCKS - 1 ? BLOCK : 1);
 	}
-	HOLDS(!store_write(store.objects, path, data, a.ver.size, false));
+	HOLDS(!store_write(store.objects, path, data, a.ver.size,
+	    SYNC_BEGUN));
 	object->rfd = key_open(&a.ver, "", O_RDWR);
 	HOLDS(object->rfd >= 0);
 	free(data);

@@ -18,7 +18,7 @@
 ROOT=$(cd "$BATS_TEST_DIRNAME/.." && pwd -P)
 TESTS=$BATS_TEST_DIRNAME
 CACHEFS=$(readlink -f "${CACHEFS:-$ROOT/cachefs}")
-BUILD=${CACHEFS_BUILD:-$ROOT/build}	# nfscopy, stallfs
+BUILD=${CACHEFS_BUILD:-$ROOT/build}	# nfscopy, badfs
 SLOW=${CACHEFS_SLOW:-1}
 export LC_ALL=C
 
@@ -68,7 +68,7 @@ common_teardown() {
 	local bad=0 f
 	cd /
 	end_process "$WATCHDOG"
-	rm -f "$WORK/stall.flag"	# or nothing could end
+	rm -f "$WORK/stalling.flag"	# or nothing could end
 	end_readers
 	for f in "$WORK"/*.pid; do
 		[ -e "$f" ] || continue
@@ -356,27 +356,34 @@ tool() { # NAME PKG -> its path
 	echo "$bin"
 }
 
-# Show $EXPORT on $WORK/stalling, where reads of files named stall* stall from
-# stall_on to stall_off.
-stalling_backend() {
+# Show DIR on $WORK/NAME, a file system that does as $WORK/NAME.flag says: see
+# badfs.c.
+bad_fs() { # DIR NAME [OPTION]
 	local bin
 	need fuse
-	bin=$(tool stallfs fuse3)
-	mkdir "$WORK/stalling"
-	"$bin" -f -o "src=$EXPORT,flag=$WORK/stall.flag" "$WORK/stalling" \
-	    >>"$WORK/stallfs.log" 2>&1 3>&- 4>&- </dev/null &
+	bin=$(tool badfs fuse3)
+	mkdir -p "$1" "$WORK/$2"
+	"$bin" -f -o "src=$1,flag=$WORK/$2.flag${3:+,$3}" "$WORK/$2" \
+	    >>"$WORK/badfs.log" 2>&1 3>&- 4>&- </dev/null &
 	undo end_process $!
-	undo force_unmount "$WORK/stalling"
-	wait_until 10 is_mounted "$WORK/stalling"
+	undo force_unmount "$WORK/$2"
+	undo rm -f "$WORK/$2.flag"
+	wait_until 10 is_mounted "$WORK/$2"
+}
+
+# $EXPORT as a backend in which reads of files named stall* stall from stall_on
+# to stall_off.
+stalling_backend() {
+	bad_fs "$EXPORT" stalling cached
 	BACKEND=$WORK/stalling
 }
 
 stall_on() {
-	: >"$WORK/stall.flag"
+	echo 0 s >"$WORK/stalling.flag"
 }
 
 stall_off() {
-	rm "$WORK/stall.flag"
+	rm "$WORK/stalling.flag"
 }
 
 # ------------------------------------------------------------ cachefs

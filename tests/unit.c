@@ -952,13 +952,13 @@ test_names(void)
 	claim("the names last used are remembered, and those of open files");
 
 	T(!name_handle("/n0", &fh) && name_validated("/n0", &a,
-	    &(struct handle){ .len = 5 }, 100));
+	    &(struct handle){ .len = 5 }, 100, NULL));
 	T(name_handle("/n0", &fh) && fh.len == 5);
 	name_doubt("/n0", false);
 	T(!name_handle("/n0", &fh));
-	T(!name_validated("/n0", &b, &fh, 100));
-	T(name_validated("/n0", &a, &fh, 100));
-	T(name_validated("/n0", &b, &fh, now_us() + 1));
+	T(!name_validated("/n0", &b, &fh, 100, NULL));
+	T(name_validated("/n0", &a, &fh, 100, NULL));
+	T(name_validated("/n0", &b, &fh, now_us() + 1, NULL));
 	claim("of two answers that overlap and differ, none is believed");
 
 	open->told = a.ver;

@@ -1,12 +1,14 @@
 /*
- * baddisk - a file system that fails when it is told to.
+ * badfs - a file system that fails or stalls when it is told to.
  *
- * usage: baddisk -f -o src=DIR,flag=FILE MOUNTPOINT
+ * usage: badfs -f -o src=DIR,flag=FILE[,cached] MOUNTPOINT
  *
- * Shows DIR, for reading and writing.  While FILE exists, every call of the
- * kinds that are named in it, after the errno, fails with that: "5 rwm" is EIO
- * for all reads of data (r), writes of data (w), and changes of names, sizes
- * and times, and fsync (m).
+ * Shows DIR, for reading and writing; cached: by way of the page cache.  While
+ * FILE exists, every call of the kinds that are named in it, after the errno,
+ * fails with that: "5 rwm" is EIO for all reads of data (r), writes of data (w),
+ * and changes of names, sizes and times, and fsync (m).  With s in it, reads of
+ * files whose names begin with "stall" do not return, nor does stat() of
+ * "stallstat".
  */
 #define FUSE_USE_VERSION 31
 #define _GNU_SOURCE
@@ -24,11 +26,12 @@
 static struct {
 	char *src;
 	char *flag;
+	int cached;
 } conf;
 
 static int srcfd = -1;
 
-/* What a call of that kind is to fail with, or 0. */
+/* What a call of that kind is to fail with, or 0.  Of kind s: 1, it stalls. */
 static int
 fault(char kind)
 {
@@ -40,6 +43,8 @@ fault(char kind)
 		return 0;
 	if (fscanf(f, "%d %7s", &err, kinds) != 2 || !strchr(kinds, kind))
 		err = 0;
+	else if (kind == 's')
+		err = -1;
 	fclose(f);
 	return -err;
 }
@@ -57,8 +62,10 @@ result(long r)
 }
 
 static int
-bd_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
+bad_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 {
+	while (strcmp(path, "/stallstat") == 0 && fault('s'))
+		usleep(20000);
 	return result(fi ? fstat((int)fi->fh, st) :
 	    fstatat(srcfd, rel(path), st, AT_SYMLINK_NOFOLLOW));
 }
@@ -70,18 +77,18 @@ open_as(const char *path, int flags, mode_t mode, struct fuse_file_info *fi)
 	    mode);
 
 	fi->fh = (uint64_t)fd;
-	fi->direct_io = 1;		/* no pages to hide behind */
+	fi->direct_io = !conf.cached;	/* no pages to hide behind */
 	return fd < 0 ? -errno : 0;
 }
 
 static int
-bd_open(const char *path, struct fuse_file_info *fi)
+bad_open(const char *path, struct fuse_file_info *fi)
 {
 	return open_as(path, fi->flags & ~(O_CREAT | O_EXCL), 0, fi);
 }
 
 static int
-bd_create(const char *path, mode_t mode, struct fuse_file_info *fi)
+bad_create(const char *path, mode_t mode, struct fuse_file_info *fi)
 {
 	int r = fault('m');
 
@@ -89,7 +96,7 @@ bd_create(const char *path, mode_t mode, struct fuse_file_info *fi)
 }
 
 static int
-bd_release(const char *path, struct fuse_file_info *fi)
+bad_release(const char *path, struct fuse_file_info *fi)
 {
 	(void)path;
 	close((int)fi->fh);
@@ -97,17 +104,22 @@ bd_release(const char *path, struct fuse_file_info *fi)
 }
 
 static int
-bd_read(const char *path, char *buf, size_t len, off_t off,
+bad_read(const char *path, char *buf, size_t len, off_t off,
     struct fuse_file_info *fi)
 {
+	const char *name = strrchr(path, '/') + 1;
 	int r = fault('r');
 
-	(void)path;
+	while (strncmp(name, "stall", 5) == 0 && fault('s')) {
+		if (fuse_interrupted())
+			return -EINTR;
+		usleep(20000);
+	}
 	return r ? r : result(pread((int)fi->fh, buf, len, off));
 }
 
 static int
-bd_write(const char *path, const char *buf, size_t len, off_t off,
+bad_write(const char *path, const char *buf, size_t len, off_t off,
     struct fuse_file_info *fi)
 {
 	int r = fault('w');
@@ -117,7 +129,7 @@ bd_write(const char *path, const char *buf, size_t len, off_t off,
 }
 
 static int
-bd_truncate(const char *path, off_t size, struct fuse_file_info *fi)
+bad_truncate(const char *path, off_t size, struct fuse_file_info *fi)
 {
 	int r = fault('m'), fd;
 
@@ -132,7 +144,7 @@ bd_truncate(const char *path, off_t size, struct fuse_file_info *fi)
 }
 
 static int
-bd_fsync(const char *path, int data, struct fuse_file_info *fi)
+bad_fsync(const char *path, int data, struct fuse_file_info *fi)
 {
 	int r = fault('m');
 
@@ -142,7 +154,7 @@ bd_fsync(const char *path, int data, struct fuse_file_info *fi)
 }
 
 static int
-bd_mkdir(const char *path, mode_t mode)
+bad_mkdir(const char *path, mode_t mode)
 {
 	int r = fault('m');
 
@@ -150,7 +162,7 @@ bd_mkdir(const char *path, mode_t mode)
 }
 
 static int
-bd_unlink(const char *path)
+bad_unlink(const char *path)
 {
 	int r = fault('m');
 
@@ -158,7 +170,7 @@ bd_unlink(const char *path)
 }
 
 static int
-bd_rmdir(const char *path)
+bad_rmdir(const char *path)
 {
 	int r = fault('m');
 
@@ -166,7 +178,7 @@ bd_rmdir(const char *path)
 }
 
 static int
-bd_rename(const char *from, const char *to, unsigned flags)
+bad_rename(const char *from, const char *to, unsigned flags)
 {
 	int r = fault('m');
 
@@ -175,7 +187,7 @@ bd_rename(const char *from, const char *to, unsigned flags)
 }
 
 static int
-bd_chmod(const char *path, mode_t mode, struct fuse_file_info *fi)
+bad_chmod(const char *path, mode_t mode, struct fuse_file_info *fi)
 {
 	int r = fault('m');
 
@@ -184,7 +196,7 @@ bd_chmod(const char *path, mode_t mode, struct fuse_file_info *fi)
 }
 
 static int
-bd_utimens(const char *path, const struct timespec ts[2],
+bad_utimens(const char *path, const struct timespec ts[2],
     struct fuse_file_info *fi)
 {
 	int r = fault('m');
@@ -195,7 +207,7 @@ bd_utimens(const char *path, const struct timespec ts[2],
 }
 
 static int
-bd_readdir(const char *path, void *buf, fuse_fill_dir_t fill, off_t off,
+bad_readdir(const char *path, void *buf, fuse_fill_dir_t fill, off_t off,
     struct fuse_file_info *fi, enum fuse_readdir_flags flags)
 {
 	int fd = openat(srcfd, rel(path), O_RDONLY | O_DIRECTORY);
@@ -214,33 +226,35 @@ bd_readdir(const char *path, void *buf, fuse_fill_dir_t fill, off_t off,
 }
 
 static int
-bd_statfs(const char *path, struct statvfs *st)
+bad_statfs(const char *path, struct statvfs *st)
 {
 	(void)path;
 	return result(fstatvfs(srcfd, st));
 }
 
 static void *
-bd_init(struct fuse_conn_info *conn, struct fuse_config *cfg)
+bad_init(struct fuse_conn_info *conn, struct fuse_config *cfg)
 {
-	(void)conn;
+	conn->max_background = 10000;	/* one that stalls must not stall us */
+	conn->congestion_threshold = 10000;
 	cfg->use_ino = 1;
 	cfg->attr_timeout = cfg->entry_timeout = cfg->negative_timeout = 0;
 	return NULL;
 }
 
 static const struct fuse_operations ops = {
-	.init = bd_init, .getattr = bd_getattr, .open = bd_open,
-	.create = bd_create, .release = bd_release, .read = bd_read,
-	.write = bd_write, .truncate = bd_truncate, .fsync = bd_fsync,
-	.mkdir = bd_mkdir, .unlink = bd_unlink, .rmdir = bd_rmdir,
-	.rename = bd_rename, .chmod = bd_chmod, .utimens = bd_utimens,
-	.readdir = bd_readdir, .statfs = bd_statfs,
+	.init = bad_init, .getattr = bad_getattr, .open = bad_open,
+	.create = bad_create, .release = bad_release, .read = bad_read,
+	.write = bad_write, .truncate = bad_truncate, .fsync = bad_fsync,
+	.mkdir = bad_mkdir, .unlink = bad_unlink, .rmdir = bad_rmdir,
+	.rename = bad_rename, .chmod = bad_chmod, .utimens = bad_utimens,
+	.readdir = bad_readdir, .statfs = bad_statfs,
 };
 
 static const struct fuse_opt opts[] = {
 	{ "src=%s", offsetof(__typeof__(conf), src), 0 },
 	{ "flag=%s", offsetof(__typeof__(conf), flag), 0 },
+	{ "cached", offsetof(__typeof__(conf), cached), 1 },
 	FUSE_OPT_END
 };
 
@@ -251,10 +265,13 @@ main(int argc, char **argv)
 
 	if (fuse_opt_parse(&args, &conf, opts, NULL) < 0 ||
 	    conf.src == NULL || conf.flag == NULL) {
-		fprintf(stderr,
-		    "usage: baddisk -f -o src=DIR,flag=FILE MOUNTPOINT\n");
+		fprintf(stderr, "usage: badfs -f -o src=DIR,flag=FILE[,cached] "
+		    "MOUNTPOINT\n");
 		return 2;
 	}
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 12)
+	fuse_opt_add_arg(&args, "-omax_threads=1000");	/* older: no limit */
+#endif
 	srcfd = open(conf.src, O_RDONLY | O_DIRECTORY);
 	if (srcfd < 0) {
 		perror(conf.src);
