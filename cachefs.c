@@ -1761,6 +1761,7 @@ static struct {
 	struct name *tab[NAME_BUCKETS];
 	TAILQ_HEAD(name_lru, name) idle; /* those without open files, by use */
 	unsigned nidle;
+	unsigned era;			/* of what is noted: see names_unnote() */
 	struct token {
 		uint64_t hash;		/* of the path */
 		uint64_t at;		/* now_ms() */
@@ -1771,7 +1772,7 @@ static struct {
 		bool shown;		/* a GETATTR was answered by it */
 		struct version ver;	/* what the LOOKUP showed */
 	} tokens[TOKENS];
-} names = { .lock = PTHREAD_MUTEX_INITIALIZER,
+} names = { .lock = PTHREAD_MUTEX_INITIALIZER, .era = 1,
 	.idle = TAILQ_HEAD_INITIALIZER(names.idle) };
 
 static struct name **
@@ -1873,7 +1874,8 @@ name_validated(const char *path, const struct attr *a, const struct handle *fh,
 	    !version_same(&n->attr.ver, &a->ver))
 		return false;
 	if (n) {
-		n->noted &= !memcmp(&n->attr, a, sizeof(*a));
+		if (memcmp(&n->attr, a, sizeof(*a)))
+			n->noted = 0;
 		n->attr = *a;
 		n->fh = *fh;
 		n->asked = asked;
@@ -1881,10 +1883,18 @@ name_validated(const char *path, const struct attr *a, const struct handle *fh,
 		n->doubt = false;
 	}
 	if (news)
-		*news = n && !n->noted;
+		*news = n && n->noted != names.era;
 	if (n && news)
-		n->noted = true;
+		n->noted = names.era;
 	return true;
+}
+
+/* What was noted for offline use is lost: everything is news again. */
+static void
+names_unnote(void)
+{
+	GUARD(&names.lock);
+	names.era++;
 }
 
 /* The token of this request's thread for the path with this hash. */
@@ -2013,7 +2023,8 @@ static const struct backend *be;
 static atomic_bool backend_down;	/* the server does not answer */
 
 static struct {
-	int dir, objects, lockfd;	/* [I] */
+	int dir, objects, lockfd;	/* [I] the numbers: see store_renew() */
+	char backend[1000];		/* [I] whose bytes these are */
 	uint64_t limit;			/* [I] bytes; 0 = only min_free */
 	uint64_t min_free, min_inodes;	/* [I] */
 	uint64_t room;			/* [I] what the disk can hold of us */
@@ -3027,40 +3038,15 @@ store_scan(void)
 	free(store.found);
 }
 
-static void tree_scan(void);
-
-/* Scans once, then keeps use below the watermarks (95 % of the limit). */
-static void *
-evict_thread(void *arg)
-{
-	uint64_t slack = (store.limit ? store.limit : store.min_free) / 20;
-	bool more = true;
-
-	(void)arg;
-	tree_scan();
-	store_scan();
-	store.scanned = true;
-	while (!stopping) {
-		WITH_LOCK(&store.lock) {
-			if (!more && !stopping)
-				wait_on(&store.evict, &store.lock,
-				    now_ms() + 1000);
-			more = store_missing_locked(slack) > 0;
-		}
-		more = more && evict_one();
-	}
-	return NULL;
-}
-
 /* Say why the cache directory can't be used, and be the value to return. */
 #define refuse(err, fmt, ...) \
 	fail(err, "cache_dir %s: " fmt, conf.cache_dir, ##__VA_ARGS__)
 
 /* Is the directory empty but for what mkfs and we put there? */
 static bool
-store_dir_empty(void)
+store_dir_empty(int dir)
 {
-	DIR *d = fdopendir(sys_openat(store.dir, ".", O_RDONLY | O_DIRECTORY,
+	DIR *d = fdopendir(sys_openat(dir, ".", O_RDONLY | O_DIRECTORY,
 	    0));
 	bool empty = d != NULL;
 	struct dirent *e;
@@ -3076,18 +3062,19 @@ store_dir_empty(void)
 	return empty;
 }
 
-/* Check that this cache is ours and of this backend; mark a fresh one.  0, or
- * -errno after a sentence. */
+/* Check that this cache is ours and of this backend; mark a fresh one.  ours:
+ * the directory is known to be.  0, or -errno after a sentence. */
 static int
-store_super(const char *backend)
+store_super(int dir, bool ours)
 {
 	struct disk_super s, want = { .magic = SUPER_MAGIC,
 		.version = DISK_VERSION, .size = sizeof(want) };
 	int fd, r;
 
-	snprintf(want.backend, sizeof(want.backend), "%s", backend);
+	snprintf(want.backend, sizeof(want.backend), "%s",
+	    store.backend);
 	want.xxh3 = XXH3_64bits(&want, offsetof(struct disk_super, xxh3));
-	fd = sys_openat(store.dir, "CACHEFS", O_RDONLY, 0);
+	fd = sys_openat(dir, "CACHEFS", O_RDONLY, 0);
 	if (fd >= 0) {
 		bool whole = sys_pread(fd, &s, sizeof(s), 0) == sizeof(s) &&
 		    !memcmp(s.magic, SUPER_MAGIC, 8);
@@ -3104,9 +3091,9 @@ store_super(const char *backend)
 			    "backend, %s", s.backend);
 		return 0;
 	}
-	if (!store_dir_empty())
+	if (!ours && !store_dir_empty(dir))
 		return refuse(-EINVAL, "is not empty and not a cache; refused");
-	r = store_replace(store.dir, "CACHEFS.tmp", "CACHEFS", &want,
+	r = store_replace(dir, "CACHEFS.tmp", "CACHEFS", &want,
 	    sizeof(want), SYNC_DONE);
 	return r ? refuse(r, "cannot be written: %s", strerror(-r)) : 0;
 }
@@ -3114,27 +3101,28 @@ store_super(const char *backend)
 /* Open a directory in the cache's, made if need be.  Its fd, or -errno after a
  * sentence. */
 static int
-store_subdir(const char *name)
+store_subdir(int dir, const char *name)
 {
-	int r = mkdirat(store.dir, name, 0700) && errno != EEXIST ? -errno :
-	    sys_openat(store.dir, name, O_RDONLY | O_DIRECTORY, 0);
+	int r = mkdirat(dir, name, 0700) && errno != EEXIST ? -errno :
+	    sys_openat(dir, name, O_RDONLY | O_DIRECTORY, 0);
 
 	return r < 0 ? refuse(r, "%s: %s", name, strerror(-r)) : r;
 }
 
-/* Open, check and lock the cache directory.  0, or -errno after a sentence;
- * store_stop() closes in either case. */
+/* Open, check and lock the cache directory: itself, its objects and the lock.
+ * before: by what it was open before, or -1.  0, or -errno after a sentence;
+ * the caller closes in either case. */
 static int
-store_open(const char *backend)
+store_fds(int before, int *dir, int *objects, int *lockfd)
 {
 	char pid[32] = "another process";
-	struct stat st;
+	struct stat st, was;
 	int r;
 
 	if (mkdir(conf.cache_dir, 0700) && errno != EEXIST)
 		return refuse(-EINVAL, "cannot be made: %s", strerror(errno));
-	store.dir = open(conf.cache_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (store.dir < 0 || fstat(store.dir, &st))
+	*dir = open(conf.cache_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (*dir < 0 || fstat(*dir, &st))
 		return refuse(-EINVAL, "%s", strerror(errno));
 	if (st.st_uid != geteuid())
 		return refuse(-EINVAL, "belongs to user %u, not to user %u who "
@@ -3142,20 +3130,134 @@ store_open(const char *backend)
 	if (st.st_mode & 077)
 		return refuse(-EINVAL, "mode %04o lets others in, it must be "
 		    "0700; refused", st.st_mode & 07777);
-	store.lockfd = sys_openat(store.dir, "lock", O_RDWR | O_CREAT, 0600);
-	if (store.lockfd < 0)
-		return refuse(store.lockfd, "cannot be written: %s",
-		    strerror(-store.lockfd));
-	if (flock(store.lockfd, LOCK_EX | LOCK_NB)) {
-		sys_pread(store.lockfd, pid, sizeof(pid) - 1, 0);
+	*lockfd = sys_openat(*dir, "lock", O_RDWR | O_CREAT, 0600);
+	if (*lockfd < 0)
+		return refuse(*lockfd, "cannot be written: %s",
+		    strerror(-*lockfd));
+	if (flock(*lockfd, LOCK_EX | LOCK_NB)) {
+		sys_pread(*lockfd, pid, sizeof(pid) - 1, 0);
 		pid[strcspn(pid, "\n")] = '\0';
 		return refuse(-EBUSY, "in use by process %s", pid);
 	}
-	r = store_super(backend);
+	r = store_super(*dir, !fstat(before, &was) && was.st_ino == st.st_ino &&
+	    was.st_dev == st.st_dev);
 	if (r)
 		return r;
-	store.objects = store_subdir("objects");
-	return MIN(store.objects, 0);
+	*objects = store_subdir(*dir, "objects");
+	return MIN(*objects, 0);
+}
+
+/* The same at the start; store_stop() closes. */
+static int
+store_open(const char *backend)
+{
+	snprintf(store.backend, sizeof(store.backend), "%s", backend);
+	return store_fds(-1, &store.dir, &store.objects, &store.lockfd);
+}
+
+/* Leave word of who holds the lock.  0 or -errno. */
+static int
+store_sign(void)
+{
+	if (ftruncate(store.lockfd, 0) ||
+	    dprintf(store.lockfd, "%d\n", (int)getpid()) < 0)
+		return -errno;
+	return 0;
+}
+
+/* Has somebody removed this directory of ours? */
+static bool
+store_removed(int fd)
+{
+	struct stat st;
+
+	return !fstat(fd, &st) && st.st_nlink == 0;
+}
+
+/* No object of the registry has files any more. */
+static void
+store_forget(void)
+{
+	GUARD(&store.lock);
+	for (size_t i = 0; i < STORE_BUCKETS; i++) {
+		struct ent *e = LIST_FIRST(&store.ents[i]), *next;
+		struct obj *o;
+
+		for (; e; e = next) {
+			next = LIST_NEXT(e, hash);
+			LIST_FOREACH(o, &e->objs, versions)
+				o->superseded = true;
+			store.ncomplete -= e->complete;
+			store.used -= e->bytes;
+			e->complete = e->pinned = false;
+			e->bytes = 0;
+			e->live++;
+			ent_drop_locked(e);
+		}
+	}
+}
+
+/*
+ * Somebody removed the cache under us: begin a new one.  Who reads goes on with
+ * the files that he has open.  The new directories take the numbers of the old
+ * ones, by which other threads may be using them; nothing can be made in those
+ * any more.  False after a sentence.
+ */
+static bool
+store_renew(void)
+{
+	int dir = -1, objects = -1, lockfd = -1;
+	bool ok;
+
+	store_forget();
+	flock(store.lockfd, LOCK_UN);	/* it may be there still */
+	ok = !store_fds(store.dir, &dir, &objects, &lockfd) &&
+	    dup3(dir, store.dir, O_CLOEXEC) >= 0 &&
+	    dup3(lockfd, store.lockfd, O_CLOEXEC) >= 0 &&
+	    dup3(objects, store.objects, O_CLOEXEC) >= 0;
+	sys_close(&dir);
+	sys_close(&lockfd);
+	sys_close(&objects);
+	if (ok) {
+		store_sign();
+		store.retry_at = now_ms();
+		log_warn("cache %s: was removed; begun anew", conf.cache_dir);
+	}
+	return ok;
+}
+
+static void tree_scan(void);
+
+/* Scans once, then keeps use below the watermarks (95 % of the limit), and has
+ * a cache directory. */
+static void *
+evict_thread(void *arg)
+{
+	uint64_t slack = (store.limit ? store.limit : store.min_free) / 20;
+	uint64_t next = 0, wait = 1000;
+	bool more = true;
+
+	(void)arg;
+	tree_scan();
+	store_scan();
+	store.scanned = true;
+	while (!stopping) {
+		WITH_LOCK(&store.lock) {
+			if (!more && !stopping)
+				wait_on(&store.evict, &store.lock,
+				    now_ms() + 1000);
+			more = store_missing_locked(slack) > 0;
+		}
+		more = more && evict_one();
+		if (now_ms() < next)
+			continue;
+		if (!store_removed(store.objects) || store_renew())
+			wait = 1000;
+		else
+			wait = MIN(wait * 2, 60000);
+		next = now_ms() + wait;
+	}
+	return NULL;
 }
 
 /* What an amount is of a disk of so many bytes. */
@@ -3174,10 +3276,9 @@ store_start(void)
 	uint64_t total;
 	int r;
 
-	if (fstatvfs(store.dir, &sv) || ftruncate(store.lockfd, 0))
-		return refuse(-errno, "%s", strerror(errno));
-	if (dprintf(store.lockfd, "%d\n", (int)getpid()) < 0)
-		log_warn("cache lock: %s", strerror(errno));
+	r = fstatvfs(store.dir, &sv) ? -errno : store_sign();
+	if (r)
+		return refuse(r, "%s", strerror(-r));
 	total = (uint64_t)sv.f_blocks * sv.f_frsize;
 	store.limit = amount_of(&conf.cache_size, total);
 	store.min_free = amount_of(&conf.cache_min_free, total);
@@ -3235,7 +3336,8 @@ struct note {
 };
 
 static struct {
-	int fd;				/* [I] */
+	int fd;				/* [I] the number: see tree_renew() */
+	unsigned version;		/* [I] the NFS server's, or 0 */
 	_Atomic int64_t heard;		/* time() when the server was there */
 	pthread_mutex_t lock;		/* the notes */
 	pthread_cond_t cond;
@@ -3591,6 +3693,7 @@ tree_clear(void)
 {
 	store_walk(tree.fd, tree_unlink);
 	tree_charge(tree.bytes, 0);
+	names_unnote();
 	log_info("cache: forgot the listings for offline use: too many");
 }
 
@@ -3713,6 +3816,39 @@ tree_touch(void)
 	}
 }
 
+/* Leave word of the server's version in tree/server. */
+static void
+tree_sign(void)
+{
+	char text[32];
+	int n = snprintf(text, sizeof(text), "version %u\n", tree.version);
+	int r = store_write(tree.fd, "server", text, (size_t)n, SYNC_BEGUN);
+
+	if (r)
+		store_degrade("tree/server", r);
+}
+
+/* Somebody removed the tree: begin a new one.  As store_renew(). */
+static void
+tree_renew(void)
+{
+	static uint64_t next;		/* [o] not a sentence a second */
+	int fd;
+
+	if (now_ms() < next || !store_removed(tree.fd) ||
+	    store_removed(store.dir))
+		return;			/* the latter is store_renew()'s */
+	next = now_ms() + HEARD_S * 1000;
+	fd = store_subdir(store.dir, "tree");
+	if (fd >= 0 && dup3(fd, tree.fd, O_CLOEXEC) >= 0) {
+		tree_charge(tree.bytes, 0);
+		names_unnote();
+		if (tree.version)
+			tree_sign();
+	}
+	sys_close(&fd);
+}
+
 static void *
 tree_thread(void *arg)
 {
@@ -3735,6 +3871,7 @@ tree_thread(void *arg)
 			tree.notes = NULL;
 			tree.n = tree.room = tree.noted = 0;
 		}
+		tree_renew();
 		tree_flush(batch, n);
 		tree_touch();
 	}
@@ -3851,7 +3988,7 @@ tree_open(void)
 {
 	struct stat st;
 
-	tree.fd = store_subdir("tree");
+	tree.fd = store_subdir(store.dir, "tree");
 	if (tree.fd < 0)
 		return tree.fd;
 	tree.heard = fstatat(tree.fd, "server", &st, AT_SYMLINK_NOFOLLOW) ? 0 :
@@ -3863,18 +4000,12 @@ tree_open(void)
 static int
 tree_start(unsigned version)
 {
-	char text[32];
-	int n = snprintf(text, sizeof(text), "version %u\n", version), r;
-
+	tree.version = version;
 	if (version)
 		WITH_LOCK(&store.lock)
 			store.used += DIO_ALIGN;	/* of that file */
-	if (version && !backend_down) {
-		r = store_write(tree.fd, "server", text, (size_t)n,
-		    SYNC_BEGUN);
-		if (r)
-			store_degrade("tree/server", r);
-	}
+	if (version && !backend_down)
+		tree_sign();
 	return sys_thread(&tree.tid, tree_thread, NULL);
 }
 
@@ -7197,7 +7328,7 @@ op_offline(const char *path, struct attr *a, bool known)
 	if (n && !n->answered) {	/* long ago */
 		n->attr = *a;
 		n->asked = n->answered = 1;
-		n->noted = true;
+		n->noted = names.era;
 	}
 	return 0;
 }

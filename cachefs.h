@@ -310,7 +310,7 @@ struct name {
 	struct handle fh;		/* [n] */
 	uint64_t asked, answered;	/* [n] us: when attr was validated */
 	bool doubt;			/* [n] and is not right any more */
-	bool noted;			/* [n] it was, see tree_note() */
+	unsigned noted;			/* [n] names.era when it was; 0: never */
 	struct version told;		/* [n] version of the kernel's inode; a
 					 * regular file's never changes */
 	struct version pages;		/* [n] version of its cached pages */

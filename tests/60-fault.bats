@@ -616,22 +616,53 @@ disk_dies() { # DIR
 }
 
 removed_and_back() { # HOW
-	make_file "$EXPORT/f" 8M
-	make_file "$EXPORT/g" 8M
+	for f in f g h; do
+		make_file "$EXPORT/$f" 8M
+	done
 	start_nfs
 	start_cachefs
 	cache_file f
+	exec 5<"$MNT/f"		# who has it open keeps it
 	"$@"
 	same "$EXPORT/g" "$MNT/g"
 	drop_caches
 	same "$EXPORT/g" "$MNT/g"
 	same "$EXPORT/f" "$MNT/f"
-	state_is degraded
+	cmp "$EXPORT/f" <(cat <&5)
+	exec 5<&-
 	[ "$(complaints)" -le 20 ]
+	wait_until 30 log_has "was removed; begun anew"
+	wait_until 60 kept_again f g h
+	state_is online
+	stop_cachefs
+	start_cachefs
+	for f in f g h; do
+		same "$EXPORT/$f" "$MNT/$f"
+	done
+	[ "$(stat_of backend_read_bytes)" = 0 ]
+	[ -e "$CACHE/tree/server" ]
 }
 
-@test "a cache directory that is removed: right bytes from the server" {
+# When these files, and no others, are read again: has each its index then?
+kept_again() { # FILE...
+	local f
+	drop_caches
+	for f; do
+		cat "$MNT/$f" >/dev/null
+	done
+	[ "$(find "$CACHE/objects" -name '*.idx' | wc -l)" = $# ]
+}
+
+log_has() {
+	grep -q "$1" "$LOG"
+}
+
+@test "a cache directory that is removed: right bytes, and a new one, by the running daemon" {
 	removed_and_back eval 'rm -rf "$CACHE"'
+}
+
+@test "the same where only what is in it is removed" {
+	removed_and_back eval 'rm -rf "$CACHE"/*'
 }
 
 # ------------------------------------------------------------ a bad disk

@@ -24,11 +24,13 @@ for f; do
 	files+=("$(realpath "$f")")
 done
 cd "$(dirname "$0")/.." || exit 2
-# Kills and lies run beside the others, which mostly wait.  What goes on at
-# random for a time, and empties the page cache, is `make check-long`.
+# Half of the files, kills and faults, run beside the others: tests mostly wait.
+# Those that count what the kernel asks are all on one side, as are nearly all
+# that empty its caches.  What goes on at random for a time is `make check-long`.
 beside=()
 if [ ${#files[@]} -eq 0 ]; then
-	beside=(tests/55-crash.bats tests/75-hostile.bats)
+	beside=(tests/20-config.bats tests/55-crash.bats tests/60-fault.bats
+	    tests/70-aside.bats tests/75-hostile.bats)
 	for f in tests/*.bats; do
 		[[ " ${beside[*]} tests/72-consistency.bats tests/75-soak.bats " \
 		    == *" $f "* ]] || files+=("$f")
