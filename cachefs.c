@@ -108,6 +108,7 @@
 #include <nfsc/libnfs-raw.h>
 #include <nfsc/libnfs-raw-mount.h>
 #include <nfsc/libnfs-raw-nfs.h>
+#include <nfsc/libnfs-raw-nfs4.h>
 #if WITH_URING
 #include <liburing.h>
 #endif
@@ -5791,8 +5792,9 @@ static pthread_mutex_t libnfs_lock = PTHREAD_MUTEX_INITIALIZER;
 /*
  * libnfs before 7 takes a length of 2 GiB and more in a reply for a negative
  * one, which fits, and reads (or writes) far from the reply: a broken server
- * could crash us (libnfs issue 308).  These three take the place of its own,
- * which it calls by name, and look first.  Not static for that reason.
+ * could crash us (libnfs issue 308).  The functions libnfs_zdr_* here take the
+ * place of its own, which it calls by name, and look first; zdr_COMPOUND4res()
+ * looks at what came of it.  Not static for that reason.
  */
 static bool
 reply_holds(const ZDR *z, uint32_t unit)
@@ -5851,6 +5853,110 @@ libnfs_zdr_array(ZDR *z, char **v, uint32_t *n, uint32_t max, uint32_t each,
 	LIBNFS_OWN(libnfs_zdr_array);
 
 	return own && reply_holds(z, 4) && own(z, v, n, max, each, proc);
+}
+
+/* What it decodes lies on the heap, but 4 bytes off where that has 8. */
+#define LIBNFS_ALIGNS __attribute__((no_sanitize("alignment")))
+
+/* Is this what libnfs takes it for, the attributes of a file that it asks for?
+ * It believes the lengths of owner and group, and looks for a NUL behind them
+ * (RFC 7530 5: they come in the order of their numbers). */
+LIBNFS_ALIGNS static bool
+attrs4_hold(const fattr4 *f)
+{
+	const char *p = f->attr_vals.attrlist4_val;
+	const char *end = p + f->attr_vals.attrlist4_len;
+	uint64_t len = 28;		/* type, size, fileid, mode, numlinks */
+	uint32_t n;
+
+	for (int i = 0; i < 3; i++) {
+		if (len > (size_t)(end - p))
+			return false;
+		p += len;
+		if (i == 2 || end - p < 4 || !memchr(p + 4, '\0',
+		    (size_t)(end - p) - 4))
+			break;
+		memcpy(&n, p, sizeof(n));
+		len = 4 + ROUND_UP((uint64_t)ntohl(n), 4);
+	}
+	return end - p >= 44;		/* space_used and three times */
+}
+
+static _Thread_local const struct conn *conn_served; /* by rpc_service() */
+
+/* May the reply be one to STATFS, whose attributes are others? */
+static bool
+reply_is_statfs(void)
+{
+	const struct call *k;
+
+	LIST_FOREACH(k, &conn_served->flying, flying)
+		if (k->op == CALL_STATFS)
+			return true;
+	return false;
+}
+
+/* Have the text of a link end with a NUL; libnfs counts on one, though it gives
+ * a pointer into the reply. */
+LIBNFS_ALIGNS static bool
+link4_holds(linktext4 *link)
+{
+	static _Thread_local char text[PATH_MAX + 1];	/* 1 too many tells */
+	size_t len = MIN(link->utf8string_len, PATH_MAX);
+
+	if (!link->utf8string_val)
+		return false;
+	memcpy(text, link->utf8string_val, len);
+	text[len] = '\0';
+	link->utf8string_val = text;
+	return true;
+}
+
+/* Is this operation's result what libnfs goes on to use unseen? */
+LIBNFS_ALIGNS static bool
+result4_holds(nfs_resop4 *r)
+{
+	const struct entry4 *e;
+
+	switch (r->resop) {
+	case OP_GETATTR:
+		return reply_is_statfs() || attrs4_hold(&r->nfs_resop4_u.
+		    opgetattr.GETATTR4res_u.resok4.obj_attributes);
+	case OP_READLINK:
+		return link4_holds(&r->nfs_resop4_u.opreadlink.
+		    READLINK4res_u.resok4.link);
+	case OP_READDIR:
+		e = r->nfs_resop4_u.opreaddir.READDIR4res_u.resok4.reply.
+		    entries;
+		while (e && e->name.utf8string_val && attrs4_hold(&e->attrs))
+			e = e->nextentry;
+		return !e;
+	default:
+		return true;
+	}
+}
+
+/* The same for all of version 4: each operation but the last succeeded, and the
+ * last as the whole (RFC 7530 15.2); libnfs looks at the whole only. */
+LIBNFS_ALIGNS uint32_t
+zdr_COMPOUND4res(ZDR *z, COMPOUND4res *res)
+{
+	nfs_resop4 *r;
+	LIBNFS_OWN(zdr_COMPOUND4res);
+
+	if (!own || !own(z, res))
+		return FALSE;
+	for (u_int i = 0; z->x_op == ZDR_DECODE &&
+	    i < res->resarray.resarray_len; i++) {
+		r = &res->resarray.resarray_val[i];
+		/* every result begins with its status */
+		if (r->nfs_resop4_u.opgetattr.status != (i + 1 <
+		    res->resarray.resarray_len ? NFS4_OK : res->status) ||
+		    (r->nfs_resop4_u.opgetattr.status == NFS4_OK &&
+		    !result4_holds(r)))
+			return FALSE;
+	}
+	return TRUE;
 }
 
 static void call_send(struct call *k);
@@ -6396,14 +6502,11 @@ conn4_reply(int err, struct nfs_context *nfs, void *data, void *arg)
 		nfs_closedir(nfs, data);
 	} else if (k->op == CALL_STATFS) {
 		k->ans.sv = *(struct statvfs *)data;
-	} else if (k->op == CALL_READLINK && k->ans.attr.mode) {
-		k->ans.link = strndup(data, MIN(k->ans.attr.ver.size,
-		    PATH_MAX));
+	} else if (k->op == CALL_READLINK) {
+		k->ans.link = strdup(data);
 		err = k->ans.link ? 0 : -ENOMEM;
 	} else if (k->op != CALL_CLOSE) {
 		err = attr_from4(&k->ans.attr, data);
-		if (!err && k->op == CALL_READLINK)
-			err = 1;	/* now that its length is known */
 		/* only if they are still the same after a READ, its bytes are
 		 * of the version that was asked for */
 		if (k->op == CALL_READ && !version_same(&k->ans.attr.ver,
@@ -6491,6 +6594,8 @@ conn4_send(struct conn *c, struct call *k)
 	switch (k->op) {
 	case CALL_READDIR:
 		return !nfs_opendir_async(c->nfs, k->path, conn4_reply, k);
+	case CALL_READLINK:
+		return !nfs_readlink_async(c->nfs, k->path, conn4_reply, k);
 	case CALL_STATFS:
 		return !nfs_statvfs_async(c->nfs, k->path, conn4_reply, k);
 	case CALL_READ:
@@ -6501,10 +6606,7 @@ conn4_send(struct conn *c, struct call *k)
 	default:
 		break;
 	}
-	/* libnfs does not end a link's text: its length is needed first */
-	return !(k->op == CALL_READLINK && k->ans.attr.mode ?
-	    nfs_readlink_async(c->nfs, k->path, conn4_reply, k) :
-	    nfs_lstat64_async(c->nfs, k->path, conn4_reply, k));
+	return !nfs_lstat64_async(c->nfs, k->path, conn4_reply, k);
 }
 
 /* Send k, for the first time or once more, on the connection that it has. */
@@ -6778,6 +6880,7 @@ conn_turn(struct conn *c, int wait)
 	struct call *k;
 	uint64_t now;
 
+	conn_served = c;
 	if (c->rpc) {
 		p[1].fd = rpc_get_fd(c->rpc);
 		p[1].events = (short)rpc_which_events(c->rpc);
@@ -6881,13 +6984,6 @@ bnfs_ask(enum call_op op, const char *path, bool fresh, struct answer *ans)
 	if (!k)
 		return -ENOMEM;
 	k->fh = fh;
-	if (op == CALL_READLINK)	/* its length: see conn4_send() */
-		WITH_LOCK(&names.lock) {
-			struct name *n = name_find_locked(path, false);
-
-			if (n && now_us() - n->answered < TOKEN_MS * 1000)
-				k->ans.attr = n->attr;
-		}
 	return call_wait(k, ans);
 }
 

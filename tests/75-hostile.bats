@@ -324,9 +324,9 @@ garbage() { # MODE
 	done
 }
 
-# With the sanitizers where that has been built: FUZZ_S seconds (60; without
-# them, 10) of replies that are good but for some bytes.
-@test "replies with random damage crash nobody" {
+# For so many seconds, and with the sanitizers where that has been built, replies
+# are good but for some bytes: FUZZ_S (60; without sanitizers, 10).
+fuzz_time() {
 	secs=10
 	if [ -x "$ROOT/build/asan/cachefs" ]; then
 		CACHEFS=$ROOT/build/asan/cachefs
@@ -334,6 +334,10 @@ garbage() { # MODE
 	fi
 	export LSAN_OPTIONS=suppressions=$TESTS/lsan.supp:print_suppressions=0
 	secs=${FUZZ_S:-$secs}
+}
+
+@test "replies with random damage crash nobody" {
+	fuzz_time
 	start_evil
 	was=$(outside)
 	end=$((SECONDS + secs)) seed=$((${FUZZ_SEED:-1} - 1))
@@ -353,4 +357,39 @@ garbage() { # MODE
 	[ "$(outside)" = "$was" ]
 	stop_cachefs
 	cache_is_clean
+}
+
+# Replies of a real server by the other version, damaged on their way.
+@test "NFSv4: replies with random damage crash nobody" {
+	fuzz_time
+	EXPORT=$WORK/real
+	mkdir "$EXPORT" "$EXPORT/evildir" "$EXPORT/sub"
+	make_file "$EXPORT/good" 300K
+	make_file "$EXPORT/evil" 200K
+	ln -s good "$EXPORT/evillink"
+	touch "$EXPORT/evildir"/{1..100}
+	echo leaf >"$EXPORT/sub/leaf"
+	seed=${FUZZ_SEED:-$SRANDOM}
+	NFS_VERSION=4
+	start_nfs
+	start_proxy -g "$seed"
+	start_evil
+	good_is_good
+	was=$(outside)
+	proxy_signal CONT
+	end=$((SECONDS + secs))
+	while [ "$SECONDS" -lt "$end" ]; do
+		attack
+		ends cat "$MNT/good"
+		ends cat "$MNT/sub/leaf"
+		running "$CACHEFS_PID" || fail "dead of seed $seed"
+	done
+	proxy_signal CONT
+	wait_until 20 state_is online
+	alive
+	[ "$(outside)" = "$was" ]
+	stop_cachefs
+	cache_is_clean
+	start_evil			# damage may have been cached as good
+	good_is_good
 }

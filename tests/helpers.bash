@@ -279,7 +279,7 @@ start_proxy() { # [ARGS...]
 	nfs_opts "${ports[0]}" "${ports[1]}"
 }
 
-proxy_signal() { # USR1 reset | USR2 hang, go on | HUP refuse, accept
+proxy_signal() { # USR1 reset | USR2 hang | HUP refuse | CONT garble
 	kill "-$1" "$PROXY_PID"
 }
 
