@@ -6467,17 +6467,21 @@ conn4_over(struct call *k, int err)
 {
 	bool lease = k->op == CALL_READ && err == -ERANGE;
 	uint64_t pause = err == -EFAULT ? 50 : k->not_before ? 300 : 0;
+	/* of the root: each path is walked from there.  A new mount has it */
+	bool stale = k->path && (err == -ESTALE || (err == -EIO &&
+	    !k->path[1])) && now_ms() - k->c->up_at > 1000;
 
-	if (!broke4(err) && !lease && err != -EAGAIN) {
+	if (!broke4(err) && !lease && !stale && err != -EAGAIN) {
 		call_answered(k, err);
 		return;
 	}
+	if (stale)
+		k->c->err = -ESTALE;
 	if (lease) {			/* then the others' have, too */
 		k->c->err = -EKEYEXPIRED;
 		bnfs.expired = now_ms();
 	}
 	k->got = 0;			/* from the start */
-	k->ans.attr.mode = 0;
 	k->reopened = false;
 	if (lease || err == -EAGAIN || (k->op == CALL_READ && err == -EFAULT))
 		k->not_before = now_ms() + pause;
@@ -6929,6 +6933,7 @@ conn_thread(void *arg)
 				    conn_state_name[c->state],
 				    strerror(-c->err));
 			conn_lose(c, c->err == -EKEYEXPIRED ? NULL :
+			    c->err == -ESTALE ? "its root handle is stale" :
 			    "reset by the server");
 		}
 		if (c->state == DOWN && now_ms() >= c->retry_at)

@@ -317,7 +317,7 @@ dies_at_once() { # CMD...
 
 # How often has the server looked for leases that are over?
 lease_checks() {
-	grep -c 'Now checking NFS4 clients' "$NFS_STATE"/log
+	grep -c 'Now checking NFS4 clients' "$NFS_STATE/$NFS_PORT/log"
 }
 
 lease_checked() { # BEFORE
