@@ -125,7 +125,7 @@ reconnects() { # COUNT
 	echo "$total reconnections; before: $was, $rss KiB; after: $(holds), $(rss_kib) KiB"
 	# shellcheck disable=SC2086	# words
 	wait_until 20 holds_again $was
-	[ "$(rss_kib)" -le $((rss + 8192)) ]
+	sanitized || [ "$(rss_kib)" -le $((rss + 8192)) ]
 	[ "$(stat_of backend_errors)" -lt 8000 ]
 	direct | cmp - "$EXPORT/f"
 	state_is online

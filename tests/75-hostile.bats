@@ -75,7 +75,7 @@ alive() {
 
 # At its most the daemon has had so many MiB beside the pool.
 memory_below() { # MIB
-	! grep -q 'lib[at]san' "/proc/$CACHEFS_PID/maps" || return 0
+	! sanitized || return 0
 	local kib
 	kib=$(awk '/^VmHWM/ { print $2 }' "/proc/$CACHEFS_PID/status")
 	[ "$kib" -lt $((($1 + POOL) << 10)) ] || fail "$kib KiB of memory"

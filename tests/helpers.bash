@@ -599,6 +599,11 @@ wait_complete() { # FILE
 	wait_until 60 is_complete "$1"
 }
 
+# Does a sanitizer run in the daemon?  It keeps freed memory for long.
+sanitized() {
+	grep -q 'lib[at]san' "/proc/$CACHEFS_PID/maps"
+}
+
 # The statistic NAME must have grown by no more than MAX since it was WAS.
 grew_at_most() { # NAME WAS MAX
 	local now
