@@ -625,6 +625,8 @@ CACHE(consistency, WORD("strict", "open", "ttl", "immutable"), "open",
 CACHE(ttl, NUM(0, 31536000), "60", "seconds, for consistency=ttl"),
 CACHE(min_file_size, ANY_SIZE, "0", "smaller files are served uncached"),
 CACHE(max_file_size, ANY_SIZE, "none", "larger files are served uncached"),
+CACHE(pin_max, AMOUNT, "50%",
+	"bytes of pinned files, or % of what the cache may take"),
 CACHE(include, STR, "", "globs: only these paths are cached"),
 CACHE(exclude, STR, "", "globs: these paths are served uncached"),
 CACHE(checksum, BOOL, "yes", "keep the xxh3 of each block"),
@@ -2036,6 +2038,7 @@ static struct {
 	uint64_t used;			/* bytes, reservations included */
 	uint64_t unwritten;		/* of these not on disk yet */
 	uint64_t nents, ncomplete;
+	uint64_t pinned, pin_max;	/* bytes of pinned files; [I] */
 	atomic_bool scanned;		/* [a] `used` knows the whole cache */
 	struct found { struct ent *ent; time_t used; } *found; /* the scan's: */
 	size_t nfound;			/* held until they are sorted by use */
@@ -2244,6 +2247,16 @@ ent_get_locked(const struct version *v, bool create)
 	return e;
 }
 
+/* Have eviction spare e, of a file of so many bytes, or no longer. */
+static void
+ent_pin_locked(struct ent *e, bool pin, uint64_t bytes)
+{
+	store.pinned -= e->pinned_bytes;
+	e->pinned = pin;
+	e->pinned_bytes = pin ? bytes : 0;
+	store.pinned += e->pinned_bytes;
+}
+
 /* One that held e lets go. */
 static void
 ent_drop_locked(struct ent *e)
@@ -2254,6 +2267,7 @@ ent_drop_locked(struct ent *e)
 	TAILQ_REMOVE(&store.lru, e, lru);
 	store.nents--;
 	store.ncomplete -= e->complete;
+	ent_pin_locked(e, false, 0);
 	free(e);
 }
 
@@ -2367,7 +2381,8 @@ obj_charge(struct obj *o, uint64_t data)
 		return;
 	store.ncomplete += (uint64_t)o->complete - e->complete;
 	e->complete = o->complete;
-	e->pinned |= o->pinned;
+	if (o->pinned && !e->pinned)	/* the scan has not seen it yet */
+		ent_pin_locked(e, true, o->attr.ver.size);
 }
 
 /* Give o a map of blocks, none present, and room for checksums: one piece of
@@ -2430,7 +2445,7 @@ idx_parse(int fd, struct obj *o)
 		return -EBADMSG;	/* blocks behind the end */
 	if (!conf.cache_checksum)
 		o->sums = NULL;
-	o->pinned = h.flags & IDX_PINNED;
+	o->pinned |= (h.flags & IDX_PINNED) != 0;
 	return o->present == h.present ? 0 : -EBADMSG;
 }
 
@@ -2699,7 +2714,7 @@ obj_get_locked(const struct attr *a, const char *path)
 		if (!e)
 			return NULL;
 		LIST_FOREACH(o, &e->objs, versions)
-			if (version_same(&o->attr.ver, &a->ver)) {
+			if (!o->evicted && version_same(&o->attr.ver, &a->ver)) {
 				o->refs++;
 				o->gone = false;	/* it was just seen */
 				return o;
@@ -2714,6 +2729,8 @@ obj_get_locked(const struct attr *a, const char *path)
 			old->superseded = true;
 		LIST_INSERT_HEAD(&e->objs, o, versions);
 		o->ent = e;
+		if (e->pinned)		/* the file is, whatever its version */
+			ent_pin_locked(e, o->pinned = true, a->ver.size);
 		o->bytes = e->bytes;	/* it answers for the files now */
 		e->bytes = 0;
 		if (!path)
@@ -2734,12 +2751,28 @@ obj_ref(struct obj *o)
 	return o;
 }
 
+/* Nothing of v, whose registry line e the caller holds, came to be stored: its
+ * files go, unless somebody has begun anew. */
+static void
+obj_undo(struct ent *e, const struct version *v)
+{
+	bool used = false;
+
+	GUARD(key_lock(v));
+	WITH_LOCK(&store.lock)
+		used = !LIST_EMPTY(&e->objs);
+	if (!used)
+		store_unlink(v);
+}
+
 /* Drop a reference; the last one notes the time of use and frees o.  Callers
  * hold no lock. */
 static void
 obj_put(struct obj *o)
 {
+	struct version v = o->attr.ver;
 	struct ent *e = o->ent;
+	bool empty = false;
 	uint64_t bytes;
 	char p[64];
 
@@ -2751,6 +2784,8 @@ obj_put(struct obj *o)
 		if (!o->superseded && (o->present || o->saved || o->bypass)) {
 			e->bytes = o->bytes;
 			o->bytes = 0;
+		} else {
+			empty = !o->superseded && o->rfd >= 0;
 		}
 	}
 	if (o->saved && !o->superseded && o->path)
@@ -2758,6 +2793,8 @@ obj_put(struct obj *o)
 		    NULL, 0);
 	bytes = o->bytes;
 	obj_free(o);
+	if (empty)
+		obj_undo(e, &v);
 	GUARD(&store.lock);
 	store.used -= bytes;
 	ent_drop_locked(e);
@@ -2773,6 +2810,8 @@ obj_get(const struct attr *a, const char *path)
 	WITH_LOCK(key_lock(&a->ver)) {
 		o = obj_get_locked(a, path);
 		failed = o && obj_name(o, a, path);
+		if (o && path)
+			o->used = time(NULL);
 	}
 	if (failed)
 		obj_put(o);
@@ -2833,6 +2872,38 @@ obj_create(struct obj *o)
 	return 0;
 }
 
+/* How many blocks of o are present? */
+static uint64_t
+obj_present(struct obj *o)
+{
+	GUARD(&o->lock);
+	return o->present;
+}
+
+/* Have the files of o go, for who asks for it.  Who has it open keeps them.
+ * -EBUSY: it is pinned. */
+static int
+obj_evict(struct obj *o)
+{
+	struct ent *e = o->ent;
+	uint64_t present = obj_present(o);
+
+	GUARD(key_lock(&o->attr.ver));
+	WITH_LOCK(&store.lock) {
+		if (e->pinned)
+			return -EBUSY;
+		if (o->superseded)
+			return 0;	/* it has none */
+		o->superseded = o->evicted = true;
+		store.ncomplete -= e->complete;
+		e->complete = false;
+		COUNT(evicted_objects, present > 0);
+		COUNT(evicted_bytes, o->bytes);
+	}
+	store_unlink(&o->attr.ver);
+	return 0;
+}
+
 /* Put o on the checkpointer's list. */
 static void
 obj_dirty(struct obj *o)
@@ -2846,6 +2917,27 @@ obj_dirty(struct obj *o)
 		SLIST_INSERT_HEAD(&ckpt.dirty, o, dirty_next);
 	if (o->complete)
 		pthread_cond_signal(&ckpt.cond);
+}
+
+/* Have eviction spare o's file, or no longer.  -ENOSPC: pins would hold more than
+ * they may; -ENODATA: nothing of it is cached. */
+static int
+obj_pin(struct obj *o, bool pin)
+{
+	struct ent *e = o->ent;
+	uint64_t size = o->attr.ver.size, present = obj_present(o);
+
+	if (pin && (o->superseded || !present))
+		return -ENODATA;
+	WITH_LOCK(&store.lock) {
+		if (pin && !e->pinned && store.pinned + size > store.pin_max)
+			return -ENOSPC;
+		ent_pin_locked(e, pin, size);
+		o->pinned = pin;
+	}
+	if (present)
+		obj_dirty(o);
+	return 0;
 }
 
 /* Is it time to write o's index? */
@@ -3004,7 +3096,7 @@ scan_object(const char *name)
 	e->found = true;
 	e->live = 1;
 	e->bytes = (uint64_t)(idx.st_blocks + data.st_blocks) * 512;
-	e->pinned = h.flags & IDX_PINNED;
+	ent_pin_locked(e, h.flags & IDX_PINNED, h.ver.size);
 	e->complete = h.flags & IDX_COMPLETE;
 	store.ncomplete += e->complete;
 	store.used += e->bytes;
@@ -3187,10 +3279,11 @@ store_forget(void)
 		for (; e; e = next) {
 			next = LIST_NEXT(e, hash);
 			LIST_FOREACH(o, &e->objs, versions)
-				o->superseded = true;
+				o->superseded = o->evicted = true;
 			store.ncomplete -= e->complete;
 			store.used -= e->bytes;
-			e->complete = e->pinned = false;
+			e->complete = false;
+			ent_pin_locked(e, false, 0);
 			e->bytes = 0;
 			e->live++;
 			ent_drop_locked(e);
@@ -3284,6 +3377,8 @@ store_start(void)
 	store.limit = amount_of(&conf.cache_size, total);
 	store.min_free = amount_of(&conf.cache_min_free, total);
 	store.room = total - MIN(total, store.min_free);
+	store.pin_max = amount_of(&conf.cache_pin_max, store.limit ?
+	    store.limit : store.room);
 	/* of the inodes the same share */
 	store.min_inodes = (uint64_t)((double)(total - store.room) /
 	    (double)MAX(total, 1) * (double)sv.f_files);
@@ -4233,6 +4328,28 @@ fetch_reclaim(void)
 	return false;
 }
 
+/* Free what is kept of o, which is of no more use. */
+static void
+fetch_forget(struct obj *o)
+{
+	LIST_HEAD(, fetch) gone = LIST_HEAD_INITIALIZER(gone);
+	struct fetch *f, *next;
+
+	WITH_LOCK(&o->lock)
+		for (int i = 0; o->tab && i < OBJ_BUCKETS; i++)
+			for (f = LIST_FIRST(&o->tab[i]); f; f = next) {
+				next = LIST_NEXT(f, hash);
+				f->used = f->state == F_KEPT ? f->len : f->used;
+				if (!fetch_over_locked(f))
+					continue;
+				LIST_INSERT_HEAD(&gone, f, hash);
+			}
+	while ((f = LIST_FIRST(&gone))) {
+		LIST_REMOVE(f, hash);
+		fetch_free(f);
+	}
+}
+
 /* Tell the filler that something changed. */
 static void
 fill_kick(void)
@@ -4252,6 +4369,7 @@ fill_queue(struct obj *o)
 		o->filling = true;
 	}
 	obj_ref(o);
+	o->fill_why = NULL;
 	COUNT(fills_started, 1);
 	WITH_LOCK(&fill.lock)
 		STAILQ_INSERT_TAIL(&fill.queue, o, fill_next);
@@ -4272,6 +4390,34 @@ fill_consider(struct obj *o)
 		    o->present * 100 >= conf.cache_fill * o->nblk;
 	if (want)
 		fill_queue(o);
+}
+
+/* Have o whole, for `cachefs warm`: its fill goes on if nobody asks again.  Waits
+ * a second at most.  0 or -errno; w->why if there is no use in asking again. */
+static int
+fill_warm(struct obj *o, struct cachefs_file *w)
+{
+	uint64_t until = now_ms() + 1000;
+	const char *why = NULL;
+
+	if (o->gone || o->superseded)
+		return -ESTALE;
+	if (!o->complete && !o->bypass && !w->size)
+		fill_queue(o);
+	GUARD(&o->lock);
+	while (!o->complete && !o->bypass && o->filling && now_ms() < until)
+		if (wait_on(&o->cond, &o->lock, MIN(until, now_ms() + 50)) ==
+		    -EINTR)
+			return -EINTR;
+	w->size = o->attr.ver.size;
+	w->cached = MIN(o->present * o->bs, w->size);
+	w->kept = o->nblk == 0 || o->saved == o->nblk;
+	if (!o->complete && o->nblk)
+		why = o->bypass ? o->bypass : backend_down ? "offline" :
+		    o->filling ? NULL : o->fill_why ? o->fill_why :
+		    "unreadable";
+	snprintf(w->why, sizeof(w->why), "%s", why ? why : "");
+	return 0;
 }
 
 /* The cache write of f is over.  Once it is kept others may free it, and with
@@ -4420,8 +4566,10 @@ fetch_reserve(struct fetch *f)
 		why = R_degraded;
 	}
 	f->store = r == 0;
-	if (r && !o->bypass)		/* that one was counted before */
+	if (r && !o->bypass) {		/* that one was counted before */
 		bypass(why);
+		o->fill_why = reason_name[why];
+	}
 	return r;
 }
 
@@ -7507,6 +7655,7 @@ static bool
 name_conflict_locked(const struct name *n, const struct version *v)
 {
 	return n && ((n->told.fileid && !version_same(&n->told, v)) ||
+	    (n->opens && n->obj->evicted) ||
 	    (n->opens && (obj_whole(n->obj) && passthrough_on()) !=
 	    (n->mode == M_PASSTHROUGH)));
 }
@@ -8333,32 +8482,52 @@ op_object(const char *path, int *err)
 	if (o || is_ctl(path) || path_is_aside(path))
 		return o;
 	*err = op_errno(op_validate(path, &a));
-	return *err || !S_ISREG(a.mode) ? NULL : obj_get(&a, path);
+	/* to be looked at is no use of it */
+	return *err || !S_ISREG(a.mode) ? NULL : obj_get(&a, NULL);
+}
+
+/* Of the object for `cachefs ls`: its state, bytes cached, whether it is pinned,
+ * and when it was used last.  Its length, or -errno. */
+static int
+object_text(const struct obj *o, uint64_t present, char *text, size_t size)
+{
+	struct stat st;
+	char p[64];
+
+	if (o->used || fstatat(store.objects, key_path(&o->attr.ver, ".idx", p),
+	    &st, AT_SYMLINK_NOFOLLOW))
+		st.st_mtime = (time_t)o->used;
+	return snprintf(text, size, "%s %" PRIu64 " %d %" PRId64,
+	    present == o->nblk ? "complete" : present ? "partial" : "absent",
+	    MIN(present * o->bs, o->attr.ver.size), o->pinned,
+	    (int64_t)st.st_mtime);
 }
 
 static int
 op_getxattr(const char *path, const char *name, char *value, size_t size)
 {
-	char text[32];
+	char text[100];
 	struct obj *o;
-	uint64_t present = 0;
+	uint64_t present;
 	int n, err = 0;
 
-	if (strncmp(name, "user.cachefs.", 13))
+	if (strncmp(name, "user.cachefs", 12))
 		return -ENODATA;
 	o = op_object(path, &err);
 	if (!o)
 		return err ? err : -ENODATA;
-	WITH_LOCK(&o->lock)
-		present = o->present;
-	if (!strcmp(name + 13, "state"))
+	/* who has one open that was evicted has it still; the cache has not */
+	present = o->superseded ? 0 : obj_present(o);
+	if (!strcmp(name, "user.cachefs"))
+		n = object_text(o, present, text, sizeof(text));
+	else if (!strcmp(name, "user.cachefs.state"))
 		n = snprintf(text, sizeof(text), "%s",
 		    present == o->nblk ? "complete" :
 		    present ? "partial" : "absent");
-	else if (!strcmp(name + 13, "cached"))
+	else if (!strcmp(name, "user.cachefs.cached"))
 		n = snprintf(text, sizeof(text), "%" PRIu64,
 		    MIN(present * o->bs, o->attr.ver.size));
-	else if (!strcmp(name + 13, "pinned"))
+	else if (!strcmp(name, "user.cachefs.pinned"))
 		n = snprintf(text, sizeof(text), "%d", o->pinned);
 	else
 		n = -ENODATA;
@@ -8399,11 +8568,26 @@ op_ioctl(const char *path, unsigned cmd, void *arg, struct fuse_file_info *fi,
 
 	(void)path;
 	(void)arg;
-	if (cmd != CACHEFS_IOC_VERIFY || flags & FUSE_IOCTL_DIR || !f || !f->o)
+	struct cachefs_file *w = data;
+	int r;
+
+	if ((cmd != CACHEFS_IOC_VERIFY && cmd != CACHEFS_IOC_FILE) ||
+	    flags & FUSE_IOCTL_DIR || !f || !f->o)
 		return -ENOTTY;
+	if (cmd == CACHEFS_IOC_FILE && w->op == CACHEFS_WARM)
+		return op_errno(fill_warm(f->o, w));
 	if (uid != 0 && uid != geteuid())
 		return -EPERM;
-	return op_errno(scrub_verify(f->o, data));
+	if (cmd == CACHEFS_IOC_VERIFY)
+		return op_errno(scrub_verify(f->o, data));
+	if (w->op == CACHEFS_EVICT) {
+		r = obj_evict(f->o);
+		if (!r)
+			fetch_forget(f->o);
+		return r;
+	}
+	return w->op == CACHEFS_PIN || w->op == CACHEFS_UNPIN ?
+	    obj_pin(f->o, w->op == CACHEFS_PIN) : -EINVAL;
 }
 
 /* One feature flag of the connection on or off, in whichever way this libfuse
@@ -8598,14 +8782,790 @@ workers_stop(void)
 
 /* === ops ==================================================== End === */
 
-/* === main: usage, subcommands, mounting =================== Begin === */
+/* === cmd: the subcommands ================================= Begin === */
+
+/*
+ * These run in the caller's process and reach the daemon by files of the mount
+ * only.  One thread; nothing here is shared.
+ */
+struct value {				/* of the statistics */
+	char name[64];			/* of an inner object's: joined by dots */
+	char text[64];
+	double num;
+};
+
+struct shot {				/* the statistics at one time */
+	struct value v[256];
+	unsigned n;
+	uint64_t at;			/* now_ms() */
+	char json[8192];
+};
+
+/* Take the JSON object at p apart.  What follows it. */
+static const char *
+shot_object(struct shot *s, const char *p, const char *prefix)
+{
+	struct value *v;
+	char name[64];
+	int len;
+
+	for (p += strspn(p, "{\""); *p && *p != '}'; p += strspn(p, "\",")) {
+		len = (int)strcspn(p, "\"");
+		snprintf(name, sizeof(name), "%s%s%.*s", prefix,
+		    *prefix ? "." : "", len, p);
+		p += len;
+		p += strspn(p, "\":");
+		if (*p == '{') {
+			p = shot_object(s, p, name);
+			continue;
+		}
+		len = (int)strcspn(p, "\",}");
+		if (s->n == sizeof(s->v) / sizeof(s->v[0]))
+			break;
+		v = &s->v[s->n++];
+		snprintf(v->name, sizeof(v->name), "%s", name);
+		snprintf(v->text, sizeof(v->text), "%.*s", len, p);
+		v->num = strtod(v->text, NULL);
+		p += len;
+	}
+	return p + (*p == '}');
+}
+
+/* Ask the daemon of mnt.  0, or EXIT_FAILURE after a sentence. */
+static int
+shot_take(struct shot *s, const char *mnt)
+{
+	char path[PATH_MAX];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s" CTL_STATS, mnt);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return fail(EXIT_FAILURE, "%s: %s", mnt,
+		    errno == ENOENT || errno == ENOTDIR ?
+		    "is not a cachefs mount" : strerror(errno));
+	s->at = now_ms();
+	n = sys_pread(fd, s->json, sizeof(s->json) - 1, 0);
+	close(fd);
+	if (n < 0)
+		return fail(EXIT_FAILURE, "%s: %s", path, strerror((int)-n));
+	s->json[n] = '\0';
+	s->n = 0;
+	shot_object(s, s->json, "");
+	return 0;
+}
+
+static const struct value *
+shot_value(const struct shot *s, const char *name)
+{
+	static const struct value none;
+
+	for (unsigned i = 0; i < s->n; i++)
+		if (!strcmp(s->v[i].name, name))
+			return &s->v[i];
+	return &none;
+}
+
+static double
+shot_num(const struct shot *s, const char *name)
+{
+	return shot_value(s, name)->num;
+}
+
+/* A number in at most five characters, in powers of step; one of eight buffers
+ * in turn. */
+static const char *
+human(double x, double step)
+{
+	static char bufs[8][16];
+	static unsigned turn;
+	char *buf = bufs[turn++ % 8];
+	int unit = 0;
+
+	for (; x >= 999.5 && unit < 5; unit++)
+		x /= step;
+	snprintf(buf, sizeof(bufs[0]), "%.*f%.*s", unit && x < 9.95, x,
+	    unit > 0, &" KMGTP"[unit]);
+	return buf;
+}
+
+#define BYTES(x) human(x, 1024)
+#define COUNT_OF(x) human(x, 1000)
+
+/* A part of the whole as a bar and per cent; one of two buffers in turn. */
+static const char *
+bar(double part, double whole)
+{
+	static char bufs[2][64];
+	static unsigned turn;
+	char *buf = bufs[turn++ % 2];
+	double share = whole > 0 ? MIN(part / whole, 1) : 0;
+	int n = (int)(share * 20 + 0.5);
+
+	snprintf(buf, sizeof(bufs[0]), "[%.*s%.*s] %3d%%", n,
+	    "####################", 20 - n, "--------------------",
+	    (int)(share * 100));
+	return buf;
+}
+
+/* One line of print_glance(): what begins with prefix. */
+static void
+print_inner(const struct shot *s, const char *label, const char *prefix)
+{
+	size_t len = strlen(prefix);
+	bool any = false;
+
+	for (unsigned i = 0; i < s->n; i++)
+		if (!strncmp(s->v[i].name, prefix, len)) {
+			printf("%s %s %s", any ? "," : label,
+			    s->v[i].name + len, COUNT_OF(s->v[i].num));
+			any = true;
+		}
+	if (any)
+		putchar('\n');
+}
+
+/* The statistics at a glance. */
+static void
+print_glance(const struct shot *s, const char *mnt)
+{
+#define N(name) shot_num(s, #name)
+	double hit = N(hit_bytes), read = hit + N(miss_bytes);
+	double opens = N(opens_passthrough) + N(opens_buffered);
+	double limit = N(cache_limit_bytes);
+	unsigned long up = (unsigned long)N(uptime_s);
+
+	printf("%s: %s, passthrough %s, %s, up %lu:%02lu:%02lu\n", mnt,
+	    shot_value(s, "state")->text, shot_value(s, "passthrough")->text,
+	    shot_value(s, "io_engine")->text, up / 3600, up % 3600 / 60,
+	    up % 60);
+	printf("space   %s of %s: %s files, %s of them whole\n", limit > 0 ?
+	    bar(N(cache_used_bytes), limit) : BYTES(N(cache_used_bytes)),
+	    limit > 0 ? BYTES(limit) : "no cap", COUNT_OF(N(objects)),
+	    COUNT_OF(N(objects_complete)));
+	printf("opens   %s of %s in passthrough; set aside %s\n",
+	    bar(N(opens_passthrough), opens), COUNT_OF(opens),
+	    COUNT_OF(N(set_aside)));
+	printf("hits    %s of %s that the daemon was asked for\n",
+	    bar(hit, read), BYTES(read));
+	printf("server  %s read in %s requests; %s errors, %s reconnects\n",
+	    BYTES(N(backend_read_bytes)), COUNT_OF(N(backend_requests)),
+	    COUNT_OF(N(backend_errors)), COUNT_OF(N(backend_reconnects)));
+	printf("fills   %s started, %s files completed, %s failed; "
+	    "%s evicted, %s out of date\n", COUNT_OF(N(fills_started)),
+	    COUNT_OF(N(fills_completed)), COUNT_OF(N(fills_failed)),
+	    COUNT_OF(N(evicted_objects)), COUNT_OF(N(invalidated)));
+	printf("ahead   %s prefetched: %s used, %s wasted\n",
+	    BYTES(N(prefetched_bytes)), BYTES(N(prefetch_used_bytes)),
+	    BYTES(N(prefetch_wasted_bytes)));
+	printf("damage  %s blocks; %s checked in the background\n",
+	    COUNT_OF(N(checksum_errors)), BYTES(N(scrubbed_bytes)));
+	print_inner(s, "miss us", "latency_us.miss.");
+	print_inner(s, "hit us ", "latency_us.hit.");
+	print_inner(s, "bypass ", "bypass.");
+#undef N
+}
+
+/* One line of what went on from a to b, with a heading above each 20th. */
+static void
+print_rates(const struct shot *a, const struct shot *b, unsigned line)
+{
+	double secs = (double)MAX(b->at - a->at, 1) / 1000;
+#define RATE(name) ((shot_num(b, #name) - shot_num(a, #name)) / secs)
+	double direct = RATE(opens_passthrough), all = direct +
+	    RATE(opens_buffered);
+
+	if (line % 20 == 0)
+		printf("%-8s %6s %6s %6s %6s %6s %6s %6s %6s %6s\n", "state",
+		    "hit/s", "miss/s", "net/s", "disk/s", "reqs/s", "opens/s",
+		    "pass%", "used", "errs/s");
+	printf("%-8s %6s %6s %6s %6s %6s %6s %6.0f %6s %6s\n",
+	    shot_value(b, "state")->text, BYTES(RATE(hit_bytes)),
+	    BYTES(RATE(miss_bytes)), BYTES(RATE(backend_read_bytes)),
+	    BYTES(RATE(cache_write_bytes)), COUNT_OF(RATE(backend_requests)),
+	    COUNT_OF(all), all > 0 ? 100 * direct / all : 0,
+	    BYTES(shot_num(b, "cache_used_bytes")),
+	    COUNT_OF(RATE(backend_errors)));
+#undef RATE
+}
+
+/* Begin a metric: the text format of Prometheus, version 0.0.4. */
+static void
+print_metric(const char *name, const char *type, const char *help)
+{
+	printf("# HELP cachefs_%s %s\n# TYPE cachefs_%s %s\n", name, help, name,
+	    type);
+}
+
+/* The values that begin with prefix, what follows as the label. */
+static void
+print_labelled(const struct shot *s, const char *prefix, const char *metric,
+    const char *label, const char *mount)
+{
+	size_t len = strlen(prefix);
+
+	for (unsigned i = 0; i < s->n; i++)
+		if (!strncmp(s->v[i].name, prefix, len))
+			printf("cachefs_%s{mount=\"%s\",%s=\"%s\"} %s\n",
+			    metric, mount, label, s->v[i].name + len,
+			    s->v[i].text);
+}
+
+static void
+print_prometheus(const struct shot *s, const char *mnt)
+{
+	static const struct { const char *ours, *theirs, *type, *help; } m[] = {
+#define X(n) { #n, #n "_total", "counter", "See " #n " in cachefs(8)." },
+	COUNTERS(X)
+#undef X
+	{ "uptime_s", "uptime_seconds", "gauge", "Since the daemon started." },
+	{ "objects", "objects", "gauge", "Files of which something is kept." },
+	{ "objects_complete", "objects_complete", "gauge", "Whole files." },
+	{ "cache_used_bytes", "cache_used_bytes", "gauge", "Space taken." },
+	{ "cache_limit_bytes", "cache_limit_bytes", "gauge",
+	    "Space that may be taken, 0 without cap." },
+	{ "buffer_bytes_used", "buffer_used_bytes", "gauge",
+	    "Of the pool's memory." },
+	};
+	static const struct { const char *ours, *share; } lat[] = {
+		{ "p50", "0.5" }, { "p99", "0.99" }, { "max", "1" } };
+	char mount[2 * PATH_MAX], *to = mount, name[64];
+
+	for (const char *p = mnt; *p && to < mount + sizeof(mount) - 3; p++) {
+		if (strchr("\\\"\n", *p))
+			*to++ = '\\';
+		*to++ = *p == '\n' ? 'n' : *p;
+	}
+	*to = '\0';
+	for (size_t i = 0; i < sizeof(m) / sizeof(m[0]); i++) {
+		bool depth = !strcmp(m[i].ours, "queue_depth_max");
+		const char *metric = depth ? m[i].ours : m[i].theirs;
+
+		print_metric(metric, depth ? "gauge" : m[i].type, m[i].help);
+		printf("cachefs_%s{mount=\"%s\"} %s\n", metric, mount,
+		    shot_value(s, m[i].ours)->text);
+	}
+	print_metric("bypass_total", "counter",
+	    "What went past the cache or passthrough.");
+	print_labelled(s, "bypass.", "bypass_total", "reason", mount);
+	print_metric("read_latency_seconds", "gauge",
+	    "Reads by the daemon since it started.");
+	for (int i = 0; i < 6; i++) {
+		const char *kind = i < 3 ? "miss" : "hit";
+
+		snprintf(name, sizeof(name), "latency_us.%s.%s", kind,
+		    lat[i % 3].ours);
+		printf("cachefs_read_latency_seconds{mount=\"%s\",kind=\"%s\","
+		    "share=\"%s\"} %.6f\n", mount, kind,
+		    lat[i % 3].share, shot_num(s, name) / 1e6);
+	}
+	print_metric("state", "gauge", "1 for the state that the mount is in.");
+	for (int i = 0; i < 3; i++) {
+		static const char *const states[] = { "online", "offline",
+			"degraded" };
+
+		printf("cachefs_state{mount=\"%s\",state=\"%s\"} %d\n", mount,
+		    states[i], !strcmp(shot_value(s, "state")->text,
+		    states[i]));
+	}
+	print_metric("info", "gauge", "How the mount works.");
+	printf("cachefs_info{mount=\"%s\",io_engine=\"%s\",passthrough=\"%s\","
+	    "version=\"%s\"} 1\n", mount, shot_value(s, "io_engine")->text,
+	    shot_value(s, "passthrough")->text, CACHEFS_VERSION);
+}
+
+/* cachefs stats [-j | -p] [-w SECONDS] MOUNTPOINT */
+static int
+cmd_stats(int argc, char **argv)
+{
+	static struct shot shots[2];
+	double every = 0;
+	bool json = false, prom = false;
+	char *end = NULL;
+	int c, r = 0;
+
+	while ((c = getopt(argc, argv, "jpw:")) != -1) {
+		json |= c == 'j';
+		prom |= c == 'p';
+		if (c == 'w')
+			every = strtod(optarg, &end);
+		if (c == '?' || (c == 'w' && (*end || !(every >= 0.01 &&
+		    every <= 1e6))))
+			goto usage;
+	}
+	if (argc - optind != 1 || json + prom + (prom && every > 0) > 1)
+		goto usage;
+	for (unsigned line = 0; !r; line++) {
+		struct shot *s = &shots[line % 2];
+
+		r = shot_take(s, argv[optind]);
+		if (r)
+			break;
+		if (json)
+			fputs(s->json, stdout);
+		else if (prom)
+			print_prometheus(s, argv[optind]);
+		else if (every == 0)
+			print_glance(s, argv[optind]);
+		else if (line)
+			print_rates(&shots[(line - 1) % 2], s, line - 1);
+		if (fflush(stdout))
+			return fail(EXIT_FAILURE, "standard output: %s",
+			    strerror(errno));
+		if (every == 0)
+			break;
+		usleep((useconds_t)(every * 1e6));
+	}
+	return r;
+usage:
+	fprintf(stderr, "usage: cachefs stats [-j | -p] [-w SECONDS] "
+	    "MOUNTPOINT\n");
+	return EXIT_USAGE;
+}
+
+static struct {				/* a walk over what the caller named */
+	int depth;			/* how far below a directory */
+	void (*fn)(const char *path, const struct stat *st);
+	bool failed;			/* something was complained of */
+} walk;
+
+static void
+complain(const char *path, int err)
+{
+	walk.failed = true;
+	log_error("%s: %s", path,
+	    err == ENODATA || err == ENOTTY || err == EOPNOTSUPP ?
+	    "is not a file of a cachefs mount" : err == ENOTCONN ?
+	    "the daemon of this mount has ended" : strerror(err));
+}
+
+static int
+walk_entry(const char *path, const struct stat *st, int type, struct FTW *w)
+{
+	if (type == FTW_DNR || type == FTW_NS) {
+		complain(path, errno);
+	} else if (type == FTW_D && w->level >= walk.depth) {
+		if (!w->level) {
+			log_error("%s: is a directory; -r goes into it", path);
+			walk.failed = true;
+		}
+		return FTW_SKIP_SUBTREE;
+	} else if (type == FTW_F && S_ISREG(st->st_mode)) {
+		walk.fn(path, st);
+	} else if (!w->level && type != FTW_D) {
+		log_error("%s: is not a regular file", path);
+		walk.failed = true;
+	}
+	return FTW_CONTINUE;
+}
+
+/* Call walk.fn for path if it is a file, and for those below it. */
+static void
+walk_path(const char *path)
+{
+	if (nftw(path, walk_entry, 64, FTW_PHYS | FTW_ACTIONRETVAL) < 0)
+		complain(path, errno);
+}
+
+/* All of argv from optind on.  The exit status. */
+static int
+walk_args(int argc, char **argv)
+{
+	for (int i = optind; i < argc; i++)
+		walk_path(argv[i]);
+	return walk.failed || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static int
+misused(const char *synopsis)
+{
+	fprintf(stderr, "usage: cachefs %s\n", synopsis);
+	return EXIT_USAGE;
+}
+
+/* Open a file for what is asked of it by ioctl(2).  fd, or -1. */
+static int
+file_open(const char *path)
+{
+	return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+}
+
+static struct {				/* what `cachefs verify` has found */
+	uint64_t files, bytes, damaged;
+} verified;
+
+/* Have the daemon check one file. */
+static void
+verify_file(const char *path, const struct stat *st)
+{
+	struct cachefs_verify v = { 0 };
+	uint64_t size = (uint64_t)st->st_size, from;
+	int fd, r;
+
+	if (!size)
+		return;
+	fd = file_open(path);
+	r = fd < 0 ? errno : 0;
+	while (!r && v.off < size) {
+		from = v.off;
+		r = ioctl(fd, CACHEFS_IOC_VERIFY, &v) ? errno : 0;
+		if (v.off <= from)
+			break;
+	}
+	sys_close(&fd);
+	if (r == EOPNOTSUPP)
+		log_error("%s: is cached without checksums", path);
+	else if (r)
+		complain(path, r);
+	if (v.damaged)
+		printf("%s: %" PRIu64 " damaged block%s, %s%s\n", path,
+		    v.damaged, v.damaged == 1 ? "" : "s", v.err ?
+		    "to be fetched again: " : "fetched again",
+		    v.err ? strerror(v.err) : "");
+	verified.files++;
+	verified.bytes += v.bytes;
+	verified.damaged += v.damaged;
+	walk.failed |= r || v.err;
+}
+
+/* cachefs verify [-r] PATH... */
+static int
+cmd_verify(int argc, char **argv)
+{
+	int c;
+
+	walk.fn = verify_file;
+	while ((c = getopt(argc, argv, "r")) != -1) {
+		if (c != 'r')
+			return EXIT_USAGE;
+		walk.depth = INT_MAX;
+	}
+	if (optind == argc)
+		return misused("verify [-r] PATH...");
+	walk_args(argc, argv);
+	printf("%" PRIu64 " files, %" PRIu64 " bytes checked, %" PRIu64
+	    " damaged blocks\n", verified.files, verified.bytes,
+	    verified.damaged);
+	return walk.failed || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static bool ls_json;
+
+/* Print s as a JSON string (RFC 8259 7). */
+static void
+print_string(const char *s)
+{
+	putchar('"');
+	for (; *s; s++)
+		if (*s == '"' || *s == '\\')
+			printf("\\%c", *s);
+		else if ((unsigned char)*s < ' ' || *s == 127)
+			printf("\\u%04x", (unsigned)*s);
+		else
+			putchar(*s);
+	putchar('"');
+}
+
+static void
+ls_file(const char *path, const struct stat *st)
+{
+	char text[100], state[16], when[32] = "never";
+	ssize_t n = lgetxattr(path, "user.cachefs", text, sizeof(text) - 1);
+	uint64_t cached, size = (uint64_t)st->st_size;
+	int64_t used;
+	struct tm tm;
+	time_t t;
+	int pinned;
+
+	if (n < 0) {
+		complain(path, errno);
+		return;
+	}
+	text[n] = '\0';
+	if (sscanf(text, "%15s %" SCNu64 " %d %" SCNd64, state, &cached,
+	    &pinned, &used) != 4) {
+		complain(path, ENODATA);
+		return;
+	}
+	if (ls_json) {
+		printf("{\"path\":");
+		print_string(path);
+		printf(",\"state\":\"%s\",\"cached\":%" PRIu64 ",\"size\":%"
+		    PRIu64 ",\"pinned\":%s,\"used\":%" PRId64 "}\n", state,
+		    cached, size, pinned ? "true" : "false", used);
+		return;
+	}
+	t = (time_t)used;
+	if (used && localtime_r(&t, &tm))
+		strftime(when, sizeof(when), "%Y-%m-%d %H:%M", &tm);
+	printf("%-8s %3d%% %5s %-6s %-16s %s\n", state,
+	    size ? (int)((double)cached * 100 / (double)size) : 100,
+	    BYTES((double)size), pinned ? "pinned" : "-", when, path);
+}
+
+/* cachefs ls [-r] [-j] PATH... */
+static int
+cmd_ls(int argc, char **argv)
+{
+	int c;
+
+	walk.fn = ls_file;
+	walk.depth = 1;
+	while ((c = getopt(argc, argv, "rj")) != -1) {
+		if (c == '?')
+			return EXIT_USAGE;
+		if (c == 'r')
+			walk.depth = INT_MAX;
+		ls_json |= c == 'j';
+	}
+	return optind == argc ? misused("ls [-r] [-j] PATH...") :
+	    walk_args(argc, argv);
+}
+
+static unsigned file_op;		/* of file_do() */
+
+static void
+file_do(const char *path, const struct stat *st)
+{
+	struct cachefs_file w = { .op = file_op };
+	int fd = file_open(path), r;
+
+	if (!st->st_size && fd >= 0)	/* has nothing that could be cached */
+		r = 0;
+	else
+		r = fd < 0 || ioctl(fd, CACHEFS_IOC_FILE, &w) ? errno : 0;
+	sys_close(&fd);
+	if (!r)
+		return;
+	walk.failed = true;
+	if (r == EBUSY)
+		log_error("%s: is pinned", path);
+	else if (r == ENOSPC)
+		log_error("%s: pinned files would take more than "
+		    "cache_pin_max", path);
+	else if (r == ENODATA)
+		log_error("%s: nothing of it is cached; cachefs warm fetches "
+		    "it", path);
+	else
+		complain(path, r);
+}
+
+/* cachefs evict | pin | unpin PATH... */
+static int
+cmd_file(int argc, char **argv)
+{
+	char synopsis[32];
+
+	walk.fn = file_do;
+	walk.depth = INT_MAX;
+	file_op = *argv[0] == 'e' ? CACHEFS_EVICT : *argv[0] == 'p' ?
+	    CACHEFS_PIN : CACHEFS_UNPIN;
+	snprintf(synopsis, sizeof(synopsis), "%s PATH...", argv[0]);
+	if (getopt(argc, argv, "") != -1)
+		return EXIT_USAGE;
+	return optind == argc ? misused(synopsis) : walk_args(argc, argv);
+}
+
+static struct {				/* what `cachefs warm` has to do */
+	struct item { char *path; uint64_t size; bool kept; } *v;
+	size_t n, room;
+	uint64_t bytes;			/* of all */
+	_Atomic size_t next, over;	/* items begun; done with */
+	_Atomic uint64_t cached;	/* bytes */
+	bool quiet, terminal;
+} warm;
+
+static void
+warm_add(const char *path, const struct stat *st)
+{
+	size_t room = warm.room ? warm.room * 2 : 1024;
+	void *v = warm.n < warm.room ? warm.v : reallocarray(warm.v, room,
+	    sizeof(*warm.v));
+	char *copy = strdup(path);
+
+	if (!v || !copy) {
+		complain(path, ENOMEM);
+		free(copy);
+		return;
+	}
+	warm.room = warm.n < warm.room ? warm.room : room;
+	warm.v = v;
+	warm.v[warm.n++] = (struct item){ copy, (uint64_t)st->st_size, false };
+	warm.bytes += (uint64_t)st->st_size;
+}
+
+/* Say what became of an item; nothing of why: it is cached. */
+static void
+warm_say(const struct item *it, const char *why)
+{
+	char text[64];
+
+	if (why) {
+		snprintf(text, sizeof(text), "%s", why);
+		for (char *p = text; *p; p++)
+			*p = *p == '_' ? ' ' : *p;
+		log_error("%s%s: not cached: %s", warm.terminal ? "\r" : "",
+		    it->path, text);
+		walk.failed = true;
+	} else if (!warm.quiet && !warm.terminal) {
+		printf("%" PRIu64 " %s\n", it->size, it->path);
+	}
+}
+
+/* Have the daemon fetch one file. */
+static void
+warm_file(struct item *it)
+{
+	struct cachefs_file w = { .op = CACHEFS_WARM };
+	int fd = file_open(it->path), r = fd < 0 ? errno : 0;
+	uint64_t before = 0;
+
+	while (!r && it->size && !w.kept && !*w.why) {
+		r = ioctl(fd, CACHEFS_IOC_FILE, &w) ? errno : 0;
+		warm.cached += w.cached - before;
+		before = w.cached;
+	}
+	it->kept = !r && !*w.why;
+	sys_close(&fd);
+	if (r == ENOTTY)
+		complain(it->path, r);
+	else
+		warm_say(it, r ? strerror(r) : *w.why ? w.why : NULL);
+	warm.over++;
+}
+
+static void *
+warm_thread(void *arg)
+{
+	size_t i;
+
+	while ((i = warm.next++) < warm.n)
+		warm_file(&warm.v[i]);
+	return arg;
+}
+
+/* The line of progress. */
+static void
+warm_progress(uint64_t began)
+{
+	double secs = (double)MAX(now_ms() - began, 1) / 1000;
+	double rate = (double)warm.cached / secs;
+	double left = rate > 0 ? (double)(warm.bytes - MIN(warm.cached,
+	    warm.bytes)) / rate : 0;
+
+	fprintf(stderr, "\r%zu/%zu files, %s of %s, %.2f GB/s, ETA %d:%02d ",
+	    warm.over, warm.n, BYTES((double)warm.cached),
+	    BYTES((double)warm.bytes), rate / 1e9, (int)left / 60,
+	    (int)left % 60);
+}
+
+/* Warm what was added, by so many threads at a time. */
+static void
+warm_all(unsigned jobs)
+{
+	uint64_t began = now_ms();
+	pthread_t tid[64];
+	unsigned n = 0;
+	char text[100];
+
+	while (n < jobs && n < warm.n && !sys_thread(&tid[n], warm_thread,
+	    NULL))
+		n++;
+	while (n && warm.terminal && warm.over < warm.n) {
+		warm_progress(began);
+		usleep(200000);
+	}
+	while (n > 0)
+		pthread_join(tid[--n], NULL);
+	if (warm.terminal) {
+		warm_progress(began);
+		fputc('\n', stderr);
+	}
+	/* what came first may have made room for what came last */
+	for (size_t i = 0; i < warm.n; i++)
+		if (warm.v[i].kept && warm.v[i].size &&
+		    lgetxattr(warm.v[i].path, "user.cachefs.state", text,
+		    sizeof(text)) != (ssize_t)strlen("complete"))
+			warm_say(&warm.v[i], "evicted again, the cache is too "
+			    "small");
+}
+
+/* The paths that a file lists, one a line; "-": standard input. */
+static void
+warm_list(const char *list)
+{
+	FILE *f = strcmp(list, "-") ? fopen(list, "re") : stdin;
+	char *line = NULL;
+	size_t room = 0;
+	ssize_t n;
+
+	while (f && (n = getline(&line, &room, f)) > 0) {
+		line[strcspn(line, "\n")] = '\0';
+		if (*line)
+			walk_path(line);
+	}
+	if (!f || ferror(f))
+		complain(list, errno);
+	free(line);
+	if (f && f != stdin)
+		fclose(f);
+}
+
+/* cachefs warm [-q] [-n JOBS] [-T LISTFILE] PATH... */
+static int
+cmd_warm(int argc, char **argv)
+{
+	static const char synopsis[] = "warm [-q] [-n JOBS] [-T LISTFILE] "
+	    "PATH...";
+	unsigned long jobs = 8;
+	const char *list = NULL;
+	char *end = NULL;
+	int c;
+
+	while ((c = getopt(argc, argv, "qn:T:")) != -1) {
+		warm.quiet |= c == 'q';
+		if (c == 'T')
+			list = optarg;
+		if (c == 'n')
+			jobs = strtoul(optarg, &end, 10);
+		if (c == '?')
+			return EXIT_USAGE;
+		if (c == 'n' && (*end || jobs < 1 || jobs > 64)) {
+			log_error("-n %s: 1 to 64", optarg);
+			return EXIT_USAGE;
+		}
+	}
+	if (optind == argc && !list)
+		return misused(synopsis);
+	walk.fn = warm_add;
+	walk.depth = INT_MAX;
+	if (list)
+		warm_list(list);
+	walk_args(argc, argv);
+	warm.terminal = !warm.quiet && isatty(STDERR_FILENO);
+	warm_all((unsigned)jobs);
+	if (!warm.quiet)
+		printf("%zu files, %" PRIu64 " bytes cached of %" PRIu64 "\n",
+		    warm.n, (uint64_t)warm.cached, warm.bytes);
+	return walk.failed || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* === cmd ==================================================== End === */
+
+/* === main: usage, mounting ================================ Begin === */
 
 static void
 usage(void)
 {
 	printf("usage: cachefs [-dfhV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
 	    "MOUNTPOINT\n"
-	    "       cachefs stats [-j] MOUNTPOINT\n"
+	    "       cachefs stats [-j | -p] [-w SECONDS] MOUNTPOINT\n"
+	    "       cachefs ls [-r] [-j] PATH...\n"
+	    "       cachefs warm [-q] [-n JOBS] [-T LISTFILE] PATH...\n"
+	    "       cachefs evict PATH...\n"
+	    "       cachefs pin PATH...\n"
+	    "       cachefs unpin PATH...\n"
 	    "       cachefs verify [-r] PATH...\n"
 	    "\n"
 	    "  -c FILE    read the configuration from this ini file\n"
@@ -8623,154 +9583,6 @@ usage(void)
 		    o->words ? conf_range(o) : "");
 	}
 	printf("\nSee cachefs(8).\n");
-}
-
-/* Print the JSON object at p for people: a line for each value, what is in an
- * inner object by a dotted name.  What follows the object. */
-static const char *
-print_object(const char *p, const char *prefix)
-{
-	char name[128];
-	int len;
-
-	for (p += strspn(p, "{\""); *p && *p != '}'; p += strspn(p, "\",")) {
-		len = (int)strcspn(p, "\"");
-		snprintf(name, sizeof(name), "%s%s%.*s", prefix,
-		    *prefix ? "." : "", len, p);
-		p += len;
-		p += strspn(p, "\":");
-		if (*p == '{') {
-			p = print_object(p, name);
-			continue;
-		}
-		len = (int)strcspn(p, "\",}");
-		printf("%-24s %.*s\n", name, len, p);
-		p += len;
-	}
-	return p + (*p == '}');
-}
-
-/* cachefs stats [-j] MOUNTPOINT */
-static int
-cmd_stats(int argc, char **argv)
-{
-	char buf[8192], path[PATH_MAX];
-	bool json = false;
-	ssize_t n;
-	int c, fd;
-
-	while ((c = getopt(argc, argv, "j")) != -1) {
-		if (c != 'j')
-			return EXIT_USAGE;
-		json = true;
-	}
-	if (argc - optind != 1) {
-		fprintf(stderr, "usage: cachefs stats [-j] MOUNTPOINT\n");
-		return EXIT_USAGE;
-	}
-	snprintf(path, sizeof(path), "%s" CTL_STATS, argv[optind]);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return fail(EXIT_FAILURE, "%s: %s", argv[optind],
-		    errno == ENOENT || errno == ENOTDIR ?
-		    "is not a cachefs mount" : strerror(errno));
-	n = sys_pread(fd, buf, sizeof(buf) - 1, 0);
-	close(fd);
-	if (n < 0)
-		return fail(EXIT_FAILURE, "%s: %s", path, strerror((int)-n));
-	buf[n] = '\0';
-	if (json)
-		fputs(buf, stdout);
-	else
-		print_object(buf, "");
-	return EXIT_SUCCESS;
-}
-
-static struct {				/* what `cachefs verify` has found */
-	uint64_t files, bytes, damaged;
-	bool failed;
-} verified;
-
-/* Have the daemon check one file. */
-static void
-verify_file(const char *path)
-{
-	struct cachefs_verify v = { 0 };
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-	struct stat st = { 0 };
-	uint64_t from;
-	int r = fd < 0 || fstat(fd, &st) ? -errno : 0;
-
-	while (!r && v.off < (uint64_t)st.st_size) {
-		from = v.off;
-		r = ioctl(fd, CACHEFS_IOC_VERIFY, &v) ? -errno : 0;
-		if (v.off <= from)
-			break;
-	}
-	sys_close(&fd);
-	if (r)
-		log_error("%s: %s", path, r == -ENOTTY ? "is not a file of a "
-		    "cachefs mount" : r == -EOPNOTSUPP ? "is cached without "
-		    "checksums" : strerror(-r));
-	if (v.damaged)
-		printf("%s: %" PRIu64 " damaged block%s, %s%s\n", path,
-		    v.damaged, v.damaged == 1 ? "" : "s", v.err ?
-		    "to be fetched again: " : "fetched again",
-		    v.err ? strerror(v.err) : "");
-	verified.files++;
-	verified.bytes += v.bytes;
-	verified.damaged += v.damaged;
-	verified.failed |= r || v.err;
-}
-
-static int
-verify_entry(const char *path, const struct stat *st, int type, struct FTW *w)
-{
-	(void)w;
-	if (type == FTW_DNR || type == FTW_NS) {
-		log_error("%s: %s", path, strerror(errno));
-		verified.failed = true;
-	} else if (S_ISREG(st->st_mode) && st->st_size) {
-		verify_file(path);
-	}
-	return 0;
-}
-
-/* cachefs verify [-r] PATH... */
-static int
-cmd_verify(int argc, char **argv)
-{
-	bool recursive = false;
-	struct stat st;
-	int c;
-
-	while ((c = getopt(argc, argv, "r")) != -1) {
-		if (c != 'r')
-			return EXIT_USAGE;
-		recursive = true;
-	}
-	if (optind == argc) {
-		fprintf(stderr, "usage: cachefs verify [-r] PATH...\n");
-		return EXIT_USAGE;
-	}
-	for (int i = optind; i < argc; i++) {
-		if (!lstat(argv[i], &st) && !S_ISDIR(st.st_mode)) {
-			verify_file(argv[i]);
-		} else if (recursive || access(argv[i], F_OK)) {
-			if (nftw(argv[i], verify_entry, 64, FTW_PHYS)) {
-				log_error("%s: %s", argv[i], strerror(errno));
-				verified.failed = true;
-			}
-		} else {
-			log_error("%s: is a directory; -r goes into it",
-			    argv[i]);
-			verified.failed = true;
-		}
-	}
-	printf("%" PRIu64 " files, %" PRIu64 " bytes checked, %" PRIu64
-	    " damaged blocks\n", verified.files, verified.bytes,
-	    verified.damaged);
-	return verified.failed || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 /* Is a cachefs mounted at exactly this path, and nothing over it? */
@@ -9204,19 +10016,20 @@ make_absolute(char **path)
 int
 main(int argc, char **argv)
 {
-	static const char *const later[] = { "ls", "warm", "evict", "pin",
-		"unpin", "check", NULL };
+	static const struct { const char *name; int (*run)(int, char **); }
+	    cmds[] = { { "stats", cmd_stats }, { "ls", cmd_ls },
+		{ "warm", cmd_warm }, { "evict", cmd_file },
+		{ "pin", cmd_file }, { "unpin", cmd_file },
+		{ "verify", cmd_verify } };
 	const char *word = argc > 1 ? argv[1] : "";
 	int r;
 
-	if (!strcmp(word, "stats"))
-		return cmd_stats(argc - 1, argv + 1);
-	if (!strcmp(word, "verify"))
-		return cmd_verify(argc - 1, argv + 1);
-	for (int i = 0; later[i]; i++)
-		if (!strcmp(word, later[i]))
-			return fail(EXIT_USAGE, "the subcommand %s is not "
-			    "supported yet", word);
+	for (size_t i = 0; i < sizeof(cmds) / sizeof(cmds[0]); i++)
+		if (!strcmp(word, cmds[i].name))
+			return cmds[i].run(argc - 1, argv + 1);
+	if (!strcmp(word, "check"))
+		return fail(EXIT_USAGE, "the subcommand check is not supported "
+		    "yet");
 	if (conf_defaults(&conf))
 		return fail(EXIT_FAILURE, "out of memory");
 	r = parse_args(argc, argv);

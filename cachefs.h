@@ -110,7 +110,7 @@ struct conf {
 	unsigned nfs_port, nfs_mount_port, nfs_connections, nfs_timeout;
 	unsigned nfs_uid, nfs_gid;
 	char *cache_dir;
-	struct amount cache_size, cache_min_free;
+	struct amount cache_size, cache_min_free, cache_pin_max;
 	uint64_t cache_block_size;
 	unsigned cache_fill;		/* percent */
 	unsigned cache_eviction, cache_consistency, cache_ttl;
@@ -208,6 +208,19 @@ struct cachefs_verify {
 };
 #define CACHEFS_IOC_VERIFY _IOWR('C', 1, struct cachefs_verify)
 
+/* What the other subcommands want done with a file. */
+struct cachefs_file {
+	uint32_t op;
+#define CACHEFS_WARM	1u		/* have it fetched; wait, at most 1 s */
+#define CACHEFS_EVICT	2u
+#define CACHEFS_PIN	3u
+#define CACHEFS_UNPIN	4u
+	uint32_t kept;			/* out: it is whole, and durably so */
+	uint64_t size, cached;		/* out: bytes; in: 0 at first */
+	char why[32];			/* out: why it won't be, or "" */
+};
+#define CACHEFS_IOC_FILE _IOWR('C', 2, struct cachefs_file)
+
 struct obj;
 struct bfile;
 
@@ -256,9 +269,12 @@ struct obj {
 	uint64_t nblk;			/* [I] */
 	int refs;			/* [s] */
 	_Atomic bool superseded;	/* [a] no longer the current version */
+	_Atomic bool evicted;		/* [a] that, by who asked for it */
 	_Atomic bool complete;		/* [a] all blocks are present */
 	_Atomic bool pinned;		/* [a] */
 	const char *_Atomic bypass;	/* [a] why it is not cached, or NULL */
+	_Atomic int64_t used;		/* [a] time() when it was opened last */
+	const char *_Atomic fill_why;	/* [a] why the last fill ended early */
 	pthread_mutex_t lock;		/* below: may not hold it across I/O */
 	pthread_cond_t cond;		/* a fetch changed state */
 	int rfd, wfd;			/* [b] data: buffered; O_DIRECT or -1 */
@@ -282,7 +298,7 @@ struct obj {
 	uint64_t fill_pos;		/* [o] filler: next block to look at */
 	_Atomic bool dirty;		/* [a] on the list, or about to be */
 	SLIST_ENTRY(obj) dirty_next;	/* ckpt.lock */
-	uint64_t saved;			/* [o] checkpointer: present then */
+	_Atomic uint64_t saved;		/* [a] what the index has as present */
 	uint64_t saved_ms;		/* [o] checkpointer: when */
 };
 
@@ -295,6 +311,7 @@ struct ent {
 	uint64_t bytes;			/* [s] on disk, but for those of objs */
 	uint32_t live;			/* [s] who holds it: not evictable */
 	bool pinned, complete;		/* [s] */
+	uint64_t pinned_bytes;		/* [s] of store.pinned */
 	bool found;			/* [s] by the scan, and not used since */
 };
 

@@ -6,20 +6,6 @@
 
 load helpers
 
-# The directories and the program where any user reaches them.
-in_the_open() {
-	local open
-	open=$(mktemp -d /tmp/cachefs-open.XXXXXX)
-	undo rm -rf "$open"
-	mkdir "$open/export" "$open/mnt" "$open/user"
-	cp "$CACHEFS" "$open/cachefs"
-	chmod -R 755 "$open"
-	EXPORT=$open/export MNT=$open/mnt CACHE=$open/user/cache
-	CACHEFS=$open/cachefs
-	make_file "$EXPORT/f" 3M
-	chmod 644 "$EXPORT/f"
-}
-
 # For each user (uid, gid, groups) and each path below the descriptor of TOP:
 # may it be read, listed, searched, executed?  Root passes like anybody's group.
 matrix() { # TOP -> "UID:GIDS PATH WHAT RESULT" lines

@@ -14,12 +14,6 @@ check() { # HOW FILE [ARG...]: read $MNT/FILE so and compare
 }
 
 # The whole of FILE into the cache.
-cache_file() { # FILE
-	same "$EXPORT/$1" "$MNT/$1"
-	wait_complete "$MNT/$1"
-	wait_quiet
-}
-
 # ------------------------------------------------------------ right bytes
 
 # Files of every size that ends in, at, or beside a boundary of blocks of BS.

@@ -6,12 +6,6 @@
 
 load helpers
 
-cache_file() { # FILE
-	same "$EXPORT/$1" "$MNT/$1"
-	wait_complete "$MNT/$1"
-	wait_quiet
-}
-
 # A new version of FILE on the server, under the same inode; and under a new one.
 rewrite() { # FILE SIZE SEED
 	make_file "$WORK/${1##*/}" "$2" "$3"

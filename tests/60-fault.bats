@@ -6,12 +6,6 @@
 
 load helpers
 
-cache_file() { # FILE
-	same "$EXPORT/$1" "$MNT/$1"
-	wait_complete "$MNT/$1"
-	wait_quiet
-}
-
 fetched() { # BYTES
 	[ "$(stat_of backend_read_bytes)" -ge "$1" ]
 }

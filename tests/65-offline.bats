@@ -6,15 +6,6 @@
 
 load helpers
 
-cache_file() { # FILE...
-	local f
-	for f; do
-		same "$EXPORT/$f" "$MNT/$f"
-		wait_complete "$MNT/$f"
-	done
-	wait_quiet
-}
-
 tree_on_server() {
 	mkdir -p "$EXPORT/d/sub" "$EXPORT/empty" "$EXPORT/unlisted"
 	make_file "$EXPORT/d/f" 1M

@@ -157,8 +157,14 @@ alike() { # A B
 	[ "$(completed "$CACHEFS" -o nfs_version=3,cache_che)" = 3,cache_checksum= ]
 	[ "$(completed "$CACHEFS" -o cache_checksum= | xargs)" = "yes no" ]
 	[ "$(completed "$CACHEFS" sta)" = stats ]
-	[ "$(completed "$CACHEFS" stats -)" = -j ]
+	[ "$(completed "$CACHEFS" stats - | xargs)" = "-j -p -w" ]
+	[ "$(completed "$CACHEFS" warm - | xargs)" = "-q -n -T" ]
+	[ "$(completed "$CACHEFS" un)" = unpin ]
 	[ "$(completed "$CACHEFS" verify -)" = -r ]
 	touch "$WORK/file"
-	completed "$CACHEFS" verify "fi" | grep -qx file
+	for cmd in verify ls warm evict pin unpin; do
+		completed "$CACHEFS" $cmd "fi" | grep -qx file
+	done
+	! completed "$CACHEFS" stats "fi" | grep -qx file ||
+		fail "stats takes no file"
 }

@@ -307,6 +307,19 @@ private_fuse()
 	chown -R --reference=. build
 }
 
+# promtool, for one test, without the server that its package would start.
+private_promtool()
+{
+	local dir=$deps/promtool
+	[ ! -x "$dir/promtool" ] && ! command -v promtool >/dev/null || return 0
+	mkdir -p "$dir"
+	(cd "$dir" && quietly timeout 120 apt-get -q download prometheus &&
+	    quietly dpkg-deb -x prometheus_*.deb x &&
+	    mv x/usr/bin/promtool . && rm -rf x prometheus_*.deb) ||
+		say "no promtool could be had: what it checks is skipped"
+	chown -R --reference=. build
+}
+
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	die "this is not Debian or Ubuntu: install a C compiler, pkg-config" \
 	    "and the development files of libfuse3 (>= $want), liburing," \
@@ -327,4 +340,5 @@ install_packages
 [ -e /etc/mtab ] || ln -s ../proc/self/mounts /etc/mtab ||
     die "cannot make /etc/mtab, which nfs-ganesha needs: run 'sudo make deps'"
 private_fuse
+private_promtool
 say "everything is there"

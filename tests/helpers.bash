@@ -179,6 +179,9 @@ lacks() { # WHAT -> why not
 	io_uring)
 		[ "$(stat_of io_engine)" = io_uring ] ||
 			echo "no io_uring: the engine is $(stat_of io_engine)" ;;
+	promtool)
+		[ -x "$ROOT/build/deps/promtool/promtool" ] ||
+			command -v promtool >/dev/null || echo "no promtool" ;;
 	*) command -v "$1" >/dev/null || echo "no $1" ;;
 	esac
 }
@@ -597,6 +600,30 @@ is_complete() { # FILE
 
 wait_complete() { # FILE
 	wait_until 60 is_complete "$1"
+}
+
+# The directories and the program where any user reaches them.
+in_the_open() {
+	local open
+	open=$(mktemp -d /tmp/cachefs-open.XXXXXX)
+	undo rm -rf "$open"
+	mkdir "$open/export" "$open/mnt" "$open/user"
+	cp "$CACHEFS" "$open/cachefs"
+	chmod -R 755 "$open"
+	EXPORT=$open/export MNT=$open/mnt CACHE=$open/user/cache
+	CACHEFS=$open/cachefs
+	make_file "$EXPORT/f" 3M
+	chmod 644 "$EXPORT/f"
+}
+
+# Read FILEs through the mount until they are whole in the cache.
+cache_file() { # FILE...
+	local f
+	for f; do
+		same "$EXPORT/$f" "$MNT/$f"
+		wait_complete "$MNT/$f"
+	done
+	wait_quiet
 }
 
 # Does a sanitizer run in the daemon?  It keeps freed memory for long.
