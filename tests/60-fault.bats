@@ -729,3 +729,19 @@ survives_bad_disk() { # ERRNO KINDS
 @test "a disk quota that is used up: right bytes, degraded, then a cache again" {
 	survives_bad_disk EDQUOT w
 }
+
+no_objects() {
+	[ -z "$(find "$CACHE/objects" -type f)" ]
+}
+
+@test "a file of which nothing could be stored leaves nothing on the disk" {
+	make_file "$EXPORT/f" 8M
+	bad_disk
+	start_nfs
+	start_cachefs
+	disk_fails EIO w
+	same "$EXPORT/f" "$MNT/f"
+	wait_until 20 no_objects
+	disk_recovers
+	[ "$(stat_of cache_used_bytes)" -le 65536 ]	# tree/server
+}
