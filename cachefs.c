@@ -2730,7 +2730,8 @@ obj_get_locked(const struct attr *a, const char *path)
 		LIST_INSERT_HEAD(&e->objs, o, versions);
 		o->ent = e;
 		if (e->pinned)		/* the file is, whatever its version */
-			ent_pin_locked(e, o->pinned = true, a->ver.size);
+			ent_pin_locked(e, true, a->ver.size);
+		o->pinned = e->pinned;
 		o->bytes = e->bytes;	/* it answers for the files now */
 		e->bytes = 0;
 		if (!path)
@@ -9379,19 +9380,25 @@ static struct {				/* what `cachefs warm` has to do */
 static void
 warm_add(const char *path, const struct stat *st)
 {
-	size_t room = warm.room ? warm.room * 2 : 1024;
-	void *v = warm.n < warm.room ? warm.v : reallocarray(warm.v, room,
-	    sizeof(*warm.v));
-	char *copy = strdup(path);
+	if (warm.n == warm.room) {
+		size_t room = warm.room ? warm.room * 2 : 1024;
+		void *v = reallocarray(warm.v, room, sizeof(*warm.v));
 
-	if (!v || !copy) {
+		if (!v) {
+			complain(path, ENOMEM);
+			return;
+		}
+		warm.v = v;
+		warm.room = room;
+	}
+	warm.v[warm.n].path = strdup(path);
+	warm.v[warm.n].size = (uint64_t)st->st_size;
+	warm.v[warm.n].kept = false;
+	if (!warm.v[warm.n].path) {
 		complain(path, ENOMEM);
-		free(copy);
 		return;
 	}
-	warm.room = warm.n < warm.room ? warm.room : room;
-	warm.v = v;
-	warm.v[warm.n++] = (struct item){ copy, (uint64_t)st->st_size, false };
+	warm.n++;
 	warm.bytes += (uint64_t)st->st_size;
 }
 

@@ -209,7 +209,8 @@ complete_below() { # DIR -> how many files
 	for i in 2 3 4 5 6; do
 		cat "$MNT/f$i" >/dev/null
 	done
-	wait_until 20 eval '[ "$(stat_of evicted_objects)" -gt 0 ]'
+	some_evicted() { [ "$(stat_of evicted_objects)" -gt 0 ]; }
+	wait_until 20 some_evicted
 	[ "$(ls_of state "$MNT/f1")" = complete ]
 	"$CACHEFS" unpin "$MNT/f1"
 	[ "$(ls_of pinned "$MNT/f1")" = false ]
