@@ -9505,9 +9505,8 @@ warm_list(const char *list)
 	FILE *f = strcmp(list, "-") ? fopen(list, "re") : stdin;
 	char *line = NULL;
 	size_t room = 0;
-	ssize_t n;
 
-	while (f && (n = getline(&line, &room, f)) > 0) {
+	while (f && getline(&line, &room, f) > 0) {
 		line[strcspn(line, "\n")] = '\0';
 		if (*line)
 			walk_path(line);
