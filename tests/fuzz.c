@@ -5,7 +5,7 @@
  *	FUZZ_index	an object's index file
  *	FUZZ_tree	two images of one directory of the tree, and their merger
  *	FUZZ_conf	an ini file, a -o argument
- *	FUZZ_ioctl	what `cachefs verify` hands to the daemon
+ *	FUZZ_ioctl	what the subcommands hand to the daemon
  *
  * The first byte of an input says how the rest is taken: with FIX the checksums
  * (and sizes) of the file format are set right, or nothing would get past them.
@@ -391,8 +391,11 @@ fuzz(unsigned how, uint8_t *data, size_t size)
 {
 	static struct file f;
 	struct fuse_file_info fi = { .fh = (uintptr_t)&f };
-	struct cachefs_verify v = { 0 };
-	uint32_t cmd = CACHEFS_IOC_VERIFY;
+	union {				/* as large as libfuse makes it */
+		struct cachefs_verify v;
+		struct cachefs_file w;
+	} u = { 0 };
+	uint32_t cmd = size % 2 ? CACHEFS_IOC_FILE : CACHEFS_IOC_VERIFY;
 	uint64_t was;
 	int r;
 
@@ -402,15 +405,22 @@ fuzz(unsigned how, uint8_t *data, size_t size)
 	restore(how & MORE ? how >> 3 : 0);
 	if (how & FIX && size >= sizeof(cmd))
 		memcpy(&cmd, data, sizeof(cmd));
-	memcpy(&v, data, MIN(size, sizeof(v)));
-	was = v.damaged;
+	memcpy(&u, data, MIN(size, sizeof(u)));
+	was = u.v.damaged;
+	if (cmd == CACHEFS_IOC_FILE && u.w.op == CACHEFS_EVICT)
+		u.w.op = 0;		/* the object is for all inputs */
 	r = op_ioctl("/f", cmd, NULL, &fi, how & THIRD ? FUSE_IOCTL_DIR : 0,
-	    &v);
+	    &u);
+	if (cmd == CACHEFS_IOC_FILE) {
+		HOLDS(r <= 0 && (r || u.w.op != CACHEFS_WARM ||
+		    (!*u.w.why && u.w.cached == object->attr.ver.size)));
+		return;
+	}
 	HOLDS(cmd == CACHEFS_IOC_VERIFY || r == -ENOTTY);
-	HOLDS(r || (v.off == object->attr.ver.size &&
-	    v.damaged - was <= BLOCKS));
-	HOLDS(r || how & MORE || v.damaged == was);
-	HOLDS(object->present + (v.damaged - was) >= object->nblk);
+	HOLDS(r || (u.v.off == object->attr.ver.size &&
+	    u.v.damaged - was <= BLOCKS));
+	HOLDS(r || how & MORE || u.v.damaged == was);
+	HOLDS(object->present + (u.v.damaged - was) >= object->nblk);
 	HOLDS(object->refs <= 2 && !pool.used);	/* the list of the dirty */
 }
 #endif
