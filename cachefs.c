@@ -23,7 +23,8 @@
  *	bnfs	backend: NFS by libnfs, version 3 by handle and 4 by path
  *	stats	counters as JSON
  *	ops	the FUSE operations, set-aside, the session loop
- *	main	usage, subcommands, mounting, signals
+ *	cmd	the subcommands, which run in their caller's process
+ *	main	usage, mounting, signals
  *
  * Threads and what they own:
  *	main		set-up; then waits for signals; tear-down
@@ -34,7 +35,8 @@
  *	filler		background fills: starts fetches, never reads
  *	checkpointer	writes index files
  *	noter		writes the tree's files
- *	evictor		scans the cache at start, then keeps the watermarks
+ *	evictor		scans the cache at start, then keeps the watermarks, and
+ *			begins a cache anew that somebody removed
  *	scrubber	compares blocks with their checksums, now and then
  *
  * Lock ranks: a thread that holds one takes only ones further right.
