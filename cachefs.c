@@ -8789,7 +8789,7 @@ workers_stop(void)
 
 /*
  * These run in the caller's process and reach the daemon by files of the mount
- * only.  One thread; nothing here is shared.
+ * only.  One thread, but for those of warm.
  */
 struct value {				/* of the statistics */
 	char name[64];			/* of an inner object's: joined by dots */
@@ -9130,7 +9130,7 @@ usage:
 static struct {				/* a walk over what the caller named */
 	int depth;			/* how far below a directory */
 	void (*fn)(const char *path, const struct stat *st);
-	bool failed;			/* something was complained of */
+	atomic_bool failed;		/* something was complained of */
 } walk;
 
 static void
