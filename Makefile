@@ -89,8 +89,8 @@ build/unit $(VARIANTS:%=build/%/unit): tests/unit.c cachefs.c cachefs.h \
 build/flags: export NOW = $(COMPILE) $(LDFLAGS) $(DEP_LIBS) $(VERSIONS)
 build/flags: FORCE
 	@mkdir -p build
-	@printf '%s\n' "$$NOW" >$@.new
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@new=$@.$$$$; printf '%s\n' "$$NOW" >$$new; \
+	if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
 FORCE:
 
 # In `make deps all`, whatever -j says, deps comes first.
