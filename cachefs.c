@@ -2367,22 +2367,31 @@ store_settle(struct obj *o, uint64_t bytes, bool lost)
 	}
 }
 
+/* How many blocks of o are present? */
+static uint64_t
+obj_present(struct obj *o)
+{
+	GUARD(&o->lock);
+	return o->present;
+}
+
 /* Charge o for its index and the bytes of its data that lie on disk, and note
  * if that is all of it. */
 static void
 obj_charge(struct obj *o, uint64_t data)
 {
-	uint64_t bytes = o->present == 0 ? 0 : data +
+	uint64_t bytes = obj_present(o) == 0 ? 0 : data +
 	    ROUND_UP(sizeof(struct disk_index) + body_size(o), DIO_ALIGN);
 	struct ent *e = o->ent;
+	bool complete = o->complete;
 
 	GUARD(&store.lock);
 	store.used += bytes - o->bytes;
 	o->bytes = bytes;
 	if (o->superseded)
 		return;
-	store.ncomplete += (uint64_t)o->complete - e->complete;
-	e->complete = o->complete;
+	store.ncomplete += (uint64_t)complete - e->complete;
+	e->complete = complete;
 	if (o->pinned && !e->pinned)	/* the scan has not seen it yet */
 		ent_pin_locked(e, true, o->attr.ver.size);
 }
@@ -2873,14 +2882,6 @@ obj_create(struct obj *o)
 	if (wfd >= 0 && (v->size > IO_MAX || conf.io_poll))
 		o->wfile = exec_file();
 	return 0;
-}
-
-/* How many blocks of o are present? */
-static uint64_t
-obj_present(struct obj *o)
-{
-	GUARD(&o->lock);
-	return o->present;
 }
 
 /* Have the files of o go, for who asks for it.  Who has it open keeps them.
