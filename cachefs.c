@@ -239,7 +239,7 @@ lk_release(pthread_mutex_t **m)
 	X(opens_passthrough) X(opens_buffered) X(set_aside) X(fills_started) \
 	X(fills_completed) X(fills_failed) X(evicted_objects) \
 	X(evicted_bytes) X(invalidated) X(checksum_errors) X(buffer_waits) \
-	X(sqe_submitted) X(cqe_completed) X(submit_calls) X(queue_depth_max) \
+	X(sqe_submitted) X(cqe_completed) X(submit_calls) \
 	X(daemon_reads) X(prefetched_bytes) X(prefetch_used_bytes) \
 	X(prefetch_wasted_bytes) X(spliced_bytes) X(scrubbed_bytes)
 
@@ -247,6 +247,7 @@ static struct {
 #define X(n) _Atomic uint64_t n;
 	COUNTERS(X)
 #undef X
+	_Atomic uint64_t queue_depth_max;
 } count;
 
 #define COUNT(n, by) \
@@ -1887,10 +1888,11 @@ name_validated(const char *path, const struct attr *a, const struct handle *fh,
 		n->answered = now_us();
 		n->doubt = false;
 	}
-	if (news)
+	if (news) {
 		*news = n && n->noted != names.era;
-	if (n && news)
-		n->noted = names.era;
+		if (n)
+			n->noted = names.era;
+	}
 	return true;
 }
 
@@ -2257,6 +2259,18 @@ ent_pin_locked(struct ent *e, bool pin, uint64_t bytes)
 	e->pinned = pin;
 	e->pinned_bytes = pin ? bytes : 0;
 	store.pinned += e->pinned_bytes;
+}
+
+/* No object of e has files any more. */
+static void
+ent_empty_locked(struct ent *e)
+{
+	struct obj *o;
+
+	LIST_FOREACH(o, &e->objs, versions)
+		o->superseded = o->evicted = true;
+	store.ncomplete -= e->complete;
+	e->complete = false;
 }
 
 /* One that held e lets go. */
@@ -2854,13 +2868,11 @@ obj_create(struct obj *o)
 		return -ESTALE;
 	if (fd < 0) {
 		fd = key_open(v, "", O_RDWR | O_CREAT | O_EXCL);
-		r = 0;
-		if (fd == -ENOENT)
-			r = xx_make(store.objects, key_path(v, "", p));
-		else if (fd == -EEXIST)		/* a crash has left it */
-			store_unlink(v);
-		if (r)
+		if (fd == -ENOENT &&
+		    (r = xx_make(store.objects, key_path(v, "", p))))
 			return r;
+		if (fd == -EEXIST)		/* a crash has left it */
+			store_unlink(v);
 		if (fd == -ENOENT || fd == -EEXIST)
 			fd = key_open(v, "", O_RDWR | O_CREAT | O_EXCL);
 		if (fd < 0)
@@ -2898,9 +2910,7 @@ obj_evict(struct obj *o)
 			return -EBUSY;
 		if (o->superseded)
 			return 0;	/* it has none */
-		o->superseded = o->evicted = true;
-		store.ncomplete -= e->complete;
-		e->complete = false;
+		ent_empty_locked(e);
 		COUNT(evicted_objects, present > 0);
 		COUNT(evicted_bytes, o->bytes);
 	}
@@ -3168,8 +3178,7 @@ store_super(int dir, bool ours)
 		.version = DISK_VERSION, .size = sizeof(want) };
 	int fd, r;
 
-	snprintf(want.backend, sizeof(want.backend), "%s",
-	    store.backend);
+	snprintf(want.backend, sizeof(want.backend), "%s", store.backend);
 	want.xxh3 = XXH3_64bits(&want, offsetof(struct disk_super, xxh3));
 	fd = sys_openat(dir, "CACHEFS", O_RDONLY, 0);
 	if (fd >= 0) {
@@ -3278,15 +3287,11 @@ store_forget(void)
 	GUARD(&store.lock);
 	for (size_t i = 0; i < STORE_BUCKETS; i++) {
 		struct ent *e = LIST_FIRST(&store.ents[i]), *next;
-		struct obj *o;
 
 		for (; e; e = next) {
 			next = LIST_NEXT(e, hash);
-			LIST_FOREACH(o, &e->objs, versions)
-				o->superseded = o->evicted = true;
-			store.ncomplete -= e->complete;
+			ent_empty_locked(e);
 			store.used -= e->bytes;
-			e->complete = false;
 			ent_pin_locked(e, false, 0);
 			e->bytes = 0;
 			e->live++;
@@ -4285,6 +4290,20 @@ fetch_unkeep_locked(struct fetch *f)	/* pool.lock is held */
 	f->listed = false;
 }
 
+/* Take f, of which the buffer is kept, out of its table; false: fetch_reclaim()
+ * has it. */
+static bool
+fetch_unhook_locked(struct fetch *f)
+{
+	WITH_LOCK(&pool.lock) {
+		if (!f->listed)
+			return false;
+		fetch_unkeep_locked(f);
+	}
+	LIST_REMOVE(f, hash);
+	return true;
+}
+
 /* Is f of no more use?  Then it is out of the table, and the caller frees it
  * once it has released o->lock. */
 static bool
@@ -4296,13 +4315,7 @@ fetch_over_locked(struct fetch *f)
 		return true;		/* unhooked when it failed */
 	if (f->buf && f->used < f->len && (f->prio != PRIO_FILL || f->wanted))
 		return false;
-	WITH_LOCK(&pool.lock) {
-		if (!f->listed)
-			return false;	/* fetch_reclaim() has it */
-		fetch_unkeep_locked(f);
-	}
-	LIST_REMOVE(f, hash);
-	return true;
+	return fetch_unhook_locked(f);
 }
 
 /* The pool is empty: free the oldest kept buffer that nobody is copying from.
@@ -4343,10 +4356,9 @@ fetch_forget(struct obj *o)
 		for (int i = 0; o->tab && i < OBJ_BUCKETS; i++)
 			for (f = LIST_FIRST(&o->tab[i]); f; f = next) {
 				next = LIST_NEXT(f, hash);
-				f->used = f->state == F_KEPT ? f->len : f->used;
-				if (!fetch_over_locked(f))
-					continue;
-				LIST_INSERT_HEAD(&gone, f, hash);
+				if (!f->refs && f->state == F_KEPT &&
+				    fetch_unhook_locked(f))
+					LIST_INSERT_HEAD(&gone, f, hash);
 			}
 	while ((f = LIST_FIRST(&gone))) {
 		LIST_REMOVE(f, hash);
@@ -7475,6 +7487,7 @@ stats_json(size_t *len)
 		    store.ncomplete, store.used, store.limit);
 #define X(n) fprintf(f, ",\"" #n "\":%" PRIu64, (uint64_t)count.n);
 	COUNTERS(X)
+	X(queue_depth_max)
 #undef X
 	WITH_LOCK(&pool.lock)
 		fprintf(f, ",\"buffer_bytes_used\":%zu", pool.used);
@@ -8490,11 +8503,15 @@ op_object(const char *path, int *err)
 	return *err || !S_ISREG(a.mode) ? NULL : obj_get(&a, NULL);
 }
 
-/* Of the object for `cachefs ls`: its state, bytes cached, whether it is pinned,
- * and when it was used last.  Its length, or -errno. */
+static const char *const object_words[] = { "state", "cached", "pinned" };
+
+/* What the xattrs say of o, word by word as in object_words[], then when it was
+ * used last: user.cachefs, for `cachefs ls`.  Its length. */
 static int
-object_text(const struct obj *o, uint64_t present, char *text, size_t size)
+object_text(struct obj *o, char *text, size_t size)
 {
+	/* who has one open that was evicted has it still; the cache has not */
+	uint64_t present = o->superseded ? 0 : obj_present(o);
 	struct stat st;
 	char p[64];
 
@@ -8510,36 +8527,31 @@ object_text(const struct obj *o, uint64_t present, char *text, size_t size)
 static int
 op_getxattr(const char *path, const char *name, char *value, size_t size)
 {
-	char text[100];
+	static const char ours[] = "user.cachefs";
+	const char *sub = name + strlen(ours);
+	char text[100], *word = text, *rest = text;
 	struct obj *o;
-	uint64_t present;
 	int n, err = 0;
 
-	if (strncmp(name, "user.cachefs", 12))
+	if (strncmp(name, ours, strlen(ours)))
 		return -ENODATA;
 	o = op_object(path, &err);
 	if (!o)
 		return err ? err : -ENODATA;
-	/* who has one open that was evicted has it still; the cache has not */
-	present = o->superseded ? 0 : obj_present(o);
-	if (!strcmp(name, "user.cachefs"))
-		n = object_text(o, present, text, sizeof(text));
-	else if (!strcmp(name, "user.cachefs.state"))
-		n = snprintf(text, sizeof(text), "%s",
-		    present == o->nblk ? "complete" :
-		    present ? "partial" : "absent");
-	else if (!strcmp(name, "user.cachefs.cached"))
-		n = snprintf(text, sizeof(text), "%" PRIu64,
-		    MIN(present * o->bs, o->attr.ver.size));
-	else if (!strcmp(name, "user.cachefs.pinned"))
-		n = snprintf(text, sizeof(text), "%d", o->pinned);
-	else
-		n = -ENODATA;
+	n = object_text(o, text, sizeof(text));
 	obj_put(o);
+	if (*sub) {
+		n = -ENODATA;
+		for (int i = 0; n < 0 && i < 3; i++) {
+			word = strsep(&rest, " ");
+			if (*sub == '.' && !strcmp(sub + 1, object_words[i]))
+				n = (int)strlen(word);
+		}
+	}
 	if (n >= 0 && size && size < (size_t)n)
 		return -ERANGE;
 	if (n >= 0 && size)
-		memcpy(value, text, (size_t)n);
+		memcpy(value, word, (size_t)n);
 	return n;
 }
 
@@ -8792,6 +8804,8 @@ workers_stop(void)
  * These run in the caller's process and reach the daemon by files of the mount
  * only.  One thread, but for those of warm.
  */
+#define MISUSED (-1)			/* its synopsis is to be shown */
+
 struct value {				/* of the statistics */
 	char name[64];			/* of an inner object's: joined by dots */
 	char text[64];
@@ -8877,6 +8891,19 @@ shot_num(const struct shot *s, const char *name)
 	return shot_value(s, name)->num;
 }
 
+/* The next value from *i on whose name begins with prefix; NULL: none. */
+static const struct value *
+shot_next(const struct shot *s, unsigned *i, const char *prefix)
+{
+	while (*i < s->n) {
+		const struct value *v = &s->v[(*i)++];
+
+		if (!strncmp(v->name, prefix, strlen(prefix)))
+			return v;
+	}
+	return NULL;
+}
+
 /* A number in at most five characters, in powers of step; one of eight buffers
  * in turn. */
 static const char *
@@ -8917,15 +8944,12 @@ bar(double part, double whole)
 static void
 print_inner(const struct shot *s, const char *label, const char *prefix)
 {
-	size_t len = strlen(prefix);
+	const struct value *v;
 	bool any = false;
 
-	for (unsigned i = 0; i < s->n; i++)
-		if (!strncmp(s->v[i].name, prefix, len)) {
-			printf("%s %s %s", any ? "," : label,
-			    s->v[i].name + len, COUNT_OF(s->v[i].num));
-			any = true;
-		}
+	for (unsigned i = 0; (v = shot_next(s, &i, prefix)); any = true)
+		printf("%s %s %s", any ? "," : label, v->name + strlen(prefix),
+		    COUNT_OF(v->num));
 	if (any)
 		putchar('\n');
 }
@@ -9007,13 +9031,11 @@ static void
 print_labelled(const struct shot *s, const char *prefix, const char *metric,
     const char *label, const char *mount)
 {
-	size_t len = strlen(prefix);
+	const struct value *v;
 
-	for (unsigned i = 0; i < s->n; i++)
-		if (!strncmp(s->v[i].name, prefix, len))
-			printf("cachefs_%s{mount=\"%s\",%s=\"%s\"} %s\n",
-			    metric, mount, label, s->v[i].name + len,
-			    s->v[i].text);
+	for (unsigned i = 0; (v = shot_next(s, &i, prefix));)
+		printf("cachefs_%s{mount=\"%s\",%s=\"%s\"} %s\n", metric,
+		    mount, label, v->name + strlen(prefix), v->text);
 }
 
 static void
@@ -9023,6 +9045,8 @@ print_prometheus(const struct shot *s, const char *mnt)
 #define X(n) { #n, #n "_total", "counter", "See " #n " in cachefs(8)." },
 	COUNTERS(X)
 #undef X
+	{ "queue_depth_max", "queue_depth_max", "gauge",
+	    "See queue_depth_max in cachefs(8)." },
 	{ "uptime_s", "uptime_seconds", "gauge", "Since the daemon started." },
 	{ "objects", "objects", "gauge", "Files of which something is kept." },
 	{ "objects_complete", "objects_complete", "gauge", "Whole files." },
@@ -9043,11 +9067,8 @@ print_prometheus(const struct shot *s, const char *mnt)
 	}
 	*to = '\0';
 	for (size_t i = 0; i < sizeof(m) / sizeof(m[0]); i++) {
-		bool depth = !strcmp(m[i].ours, "queue_depth_max");
-		const char *metric = depth ? m[i].ours : m[i].theirs;
-
-		print_metric(metric, depth ? "gauge" : m[i].type, m[i].help);
-		printf("cachefs_%s{mount=\"%s\"} %s\n", metric, mount,
+		print_metric(m[i].theirs, m[i].type, m[i].help);
+		printf("cachefs_%s{mount=\"%s\"} %s\n", m[i].theirs, mount,
 		    shot_value(s, m[i].ours)->text);
 	}
 	print_metric("bypass_total", "counter",
@@ -9094,12 +9115,13 @@ cmd_stats(int argc, char **argv)
 		prom |= c == 'p';
 		if (c == 'w')
 			every = strtod(optarg, &end);
-		if (c == '?' || (c == 'w' && (*end || !(every >= 0.01 &&
-		    every <= 1e6))))
-			goto usage;
+		if (c == '?')
+			return EXIT_USAGE;
+		if (c == 'w' && (*end || !(every >= 0.01 && every <= 1e6)))
+			return MISUSED;
 	}
 	if (argc - optind != 1 || json + prom + (prom && every > 0) > 1)
-		goto usage;
+		return MISUSED;
 	for (unsigned line = 0; !r; line++) {
 		struct shot *s = &shots[line % 2];
 
@@ -9122,10 +9144,6 @@ cmd_stats(int argc, char **argv)
 		usleep((useconds_t)(every * 1e6));
 	}
 	return r;
-usage:
-	fprintf(stderr, "usage: cachefs stats [-j | -p] [-w SECONDS] "
-	    "MOUNTPOINT\n");
-	return EXIT_USAGE;
 }
 
 static struct {				/* a walk over what the caller named */
@@ -9135,11 +9153,16 @@ static struct {				/* a walk over what the caller named */
 } walk;
 
 static void
-complain(const char *path, int err)
+complain(const char *path, const char *why)
 {
 	walk.failed = true;
-	log_error("%s: %s", path,
-	    err == ENODATA || err == ENOTTY || err == EOPNOTSUPP ?
+	log_error("%s: %s", path, why);
+}
+
+static void
+complain_err(const char *path, int err)
+{
+	complain(path, err == ENODATA || err == ENOTTY || err == EOPNOTSUPP ?
 	    "is not a file of a cachefs mount" : err == ENOTCONN ?
 	    "the daemon of this mount has ended" : strerror(err));
 }
@@ -9148,18 +9171,15 @@ static int
 walk_entry(const char *path, const struct stat *st, int type, struct FTW *w)
 {
 	if (type == FTW_DNR || type == FTW_NS) {
-		complain(path, errno);
+		complain_err(path, errno);
 	} else if (type == FTW_D && w->level >= walk.depth) {
-		if (!w->level) {
-			log_error("%s: is a directory; -r goes into it", path);
-			walk.failed = true;
-		}
+		if (!w->level)
+			complain(path, "is a directory; -r goes into it");
 		return FTW_SKIP_SUBTREE;
 	} else if (type == FTW_F && S_ISREG(st->st_mode)) {
 		walk.fn(path, st);
 	} else if (!w->level && type != FTW_D) {
-		log_error("%s: is not a regular file", path);
-		walk.failed = true;
+		complain(path, "is not a regular file");
 	}
 	return FTW_CONTINUE;
 }
@@ -9169,7 +9189,7 @@ static void
 walk_path(const char *path)
 {
 	if (nftw(path, walk_entry, 64, FTW_PHYS | FTW_ACTIONRETVAL) < 0)
-		complain(path, errno);
+		complain_err(path, errno);
 }
 
 /* All of argv from optind on.  The exit status. */
@@ -9178,14 +9198,7 @@ walk_args(int argc, char **argv)
 {
 	for (int i = optind; i < argc; i++)
 		walk_path(argv[i]);
-	return walk.failed || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
-}
-
-static int
-misused(const char *synopsis)
-{
-	fprintf(stderr, "usage: cachefs %s\n", synopsis);
-	return EXIT_USAGE;
+	return walk.failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 /* Open a file for what is asked of it by ioctl(2).  fd, or -1. */
@@ -9219,9 +9232,9 @@ verify_file(const char *path, const struct stat *st)
 	}
 	sys_close(&fd);
 	if (r == EOPNOTSUPP)
-		log_error("%s: is cached without checksums", path);
+		complain(path, "is cached without checksums");
 	else if (r)
-		complain(path, r);
+		complain_err(path, r);
 	if (v.damaged)
 		printf("%s: %" PRIu64 " damaged block%s, %s%s\n", path,
 		    v.damaged, v.damaged == 1 ? "" : "s", v.err ?
@@ -9230,14 +9243,14 @@ verify_file(const char *path, const struct stat *st)
 	verified.files++;
 	verified.bytes += v.bytes;
 	verified.damaged += v.damaged;
-	walk.failed |= r || v.err;
+	walk.failed |= v.err != 0;
 }
 
 /* cachefs verify [-r] PATH... */
 static int
 cmd_verify(int argc, char **argv)
 {
-	int c;
+	int c, r;
 
 	walk.fn = verify_file;
 	while ((c = getopt(argc, argv, "r")) != -1) {
@@ -9246,12 +9259,12 @@ cmd_verify(int argc, char **argv)
 		walk.depth = INT_MAX;
 	}
 	if (optind == argc)
-		return misused("verify [-r] PATH...");
-	walk_args(argc, argv);
+		return MISUSED;
+	r = walk_args(argc, argv);
 	printf("%" PRIu64 " files, %" PRIu64 " bytes checked, %" PRIu64
 	    " damaged blocks\n", verified.files, verified.bytes,
 	    verified.damaged);
-	return walk.failed || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
+	return r;
 }
 
 static bool ls_json;
@@ -9282,14 +9295,10 @@ ls_file(const char *path, const struct stat *st)
 	time_t t;
 	int pinned;
 
-	if (n < 0) {
-		complain(path, errno);
-		return;
-	}
-	text[n] = '\0';
-	if (sscanf(text, "%15s %" SCNu64 " %d %" SCNd64, state, &cached,
-	    &pinned, &used) != 4) {
-		complain(path, ENODATA);
+	text[MAX(n, 0)] = '\0';
+	if (n < 0 || sscanf(text, "%15s %" SCNu64 " %d %" SCNd64, state,
+	    &cached, &pinned, &used) != 4) {
+		complain_err(path, n < 0 ? errno : ENODATA);
 		return;
 	}
 	if (ls_json) {
@@ -9323,8 +9332,7 @@ cmd_ls(int argc, char **argv)
 			walk.depth = INT_MAX;
 		ls_json |= c == 'j';
 	}
-	return optind == argc ? misused("ls [-r] [-j] PATH...") :
-	    walk_args(argc, argv);
+	return optind == argc ? MISUSED : walk_args(argc, argv);
 }
 
 static unsigned file_op;		/* of file_do() */
@@ -9333,42 +9341,34 @@ static void
 file_do(const char *path, const struct stat *st)
 {
 	struct cachefs_file w = { .op = file_op };
-	int fd = file_open(path), r;
+	int fd = file_open(path), r = fd < 0 ? errno : 0;
 
-	if (!st->st_size && fd >= 0)	/* has nothing that could be cached */
-		r = 0;
-	else
-		r = fd < 0 || ioctl(fd, CACHEFS_IOC_FILE, &w) ? errno : 0;
+	if (!r && st->st_size)		/* else nothing of it could be cached */
+		r = ioctl(fd, CACHEFS_IOC_FILE, &w) ? errno : 0;
 	sys_close(&fd);
-	if (!r)
-		return;
-	walk.failed = true;
 	if (r == EBUSY)
-		log_error("%s: is pinned", path);
+		complain(path, "is pinned");
 	else if (r == ENOSPC)
-		log_error("%s: pinned files would take more than "
-		    "cache_pin_max", path);
+		complain(path, "pinned files would take more than "
+		    "cache_pin_max");
 	else if (r == ENODATA)
-		log_error("%s: nothing of it is cached; cachefs warm fetches "
-		    "it", path);
-	else
-		complain(path, r);
+		complain(path, "nothing of it is cached; cachefs warm fetches "
+		    "it");
+	else if (r)
+		complain_err(path, r);
 }
 
 /* cachefs evict | pin | unpin PATH... */
 static int
 cmd_file(int argc, char **argv)
 {
-	char synopsis[32];
-
 	walk.fn = file_do;
 	walk.depth = INT_MAX;
 	file_op = *argv[0] == 'e' ? CACHEFS_EVICT : *argv[0] == 'p' ?
 	    CACHEFS_PIN : CACHEFS_UNPIN;
-	snprintf(synopsis, sizeof(synopsis), "%s PATH...", argv[0]);
 	if (getopt(argc, argv, "") != -1)
 		return EXIT_USAGE;
-	return optind == argc ? misused(synopsis) : walk_args(argc, argv);
+	return optind == argc ? MISUSED : walk_args(argc, argv);
 }
 
 static struct {				/* what `cachefs warm` has to do */
@@ -9388,7 +9388,7 @@ warm_add(const char *path, const struct stat *st)
 		void *v = reallocarray(warm.v, room, sizeof(*warm.v));
 
 		if (!v) {
-			complain(path, ENOMEM);
+			complain_err(path, ENOMEM);
 			return;
 		}
 		warm.v = v;
@@ -9398,7 +9398,7 @@ warm_add(const char *path, const struct stat *st)
 	warm.v[warm.n].size = (uint64_t)st->st_size;
 	warm.v[warm.n].kept = false;
 	if (!warm.v[warm.n].path) {
-		complain(path, ENOMEM);
+		complain_err(path, ENOMEM);
 		return;
 	}
 	warm.n++;
@@ -9409,15 +9409,15 @@ warm_add(const char *path, const struct stat *st)
 static void
 warm_say(const struct item *it, const char *why)
 {
-	char text[64];
+	char text[80];
 
 	if (why) {
-		snprintf(text, sizeof(text), "%s", why);
+		snprintf(text, sizeof(text), "not cached: %s", why);
 		for (char *p = text; *p; p++)
 			*p = *p == '_' ? ' ' : *p;
-		log_error("%s%s: not cached: %s", warm.terminal ? "\r" : "",
-		    it->path, text);
-		walk.failed = true;
+		if (warm.terminal)
+			fputc('\n', stderr);
+		complain(it->path, text);
 	} else if (!warm.quiet && !warm.terminal) {
 		printf("%" PRIu64 " %s\n", it->size, it->path);
 	}
@@ -9439,7 +9439,7 @@ warm_file(struct item *it)
 	it->kept = !r && !*w.why;
 	sys_close(&fd);
 	if (r == ENOTTY)
-		complain(it->path, r);
+		complain_err(it->path, r);
 	else
 		warm_say(it, r ? strerror(r) : *w.why ? w.why : NULL);
 	warm.over++;
@@ -9515,7 +9515,7 @@ warm_list(const char *list)
 			walk_path(line);
 	}
 	if (!f || ferror(f))
-		complain(list, errno);
+		complain_err(list, errno);
 	free(line);
 	if (f && f != stdin)
 		fclose(f);
@@ -9525,8 +9525,6 @@ warm_list(const char *list)
 static int
 cmd_warm(int argc, char **argv)
 {
-	static const char synopsis[] = "warm [-q] [-n JOBS] [-T LISTFILE] "
-	    "PATH...";
 	unsigned long jobs = 8;
 	const char *list = NULL;
 	char *end = NULL;
@@ -9546,7 +9544,7 @@ cmd_warm(int argc, char **argv)
 		}
 	}
 	if (optind == argc && !list)
-		return misused(synopsis);
+		return MISUSED;
 	walk.fn = warm_add;
 	walk.depth = INT_MAX;
 	if (list)
@@ -9557,7 +9555,41 @@ cmd_warm(int argc, char **argv)
 	if (!warm.quiet)
 		printf("%zu files, %" PRIu64 " bytes cached of %" PRIu64 "\n",
 		    warm.n, (uint64_t)warm.cached, warm.bytes);
-	return walk.failed || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
+	return walk.failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static const struct cmd {
+	const char *name, *synopsis;
+	int (*run)(int argc, char **argv);	/* the exit status, or MISUSED */
+} cmds[] = {
+	{ "stats", "[-j | -p] [-w SECONDS] MOUNTPOINT", cmd_stats },
+	{ "ls", "[-r] [-j] PATH...", cmd_ls },
+	{ "warm", "[-q] [-n JOBS] [-T LISTFILE] PATH...", cmd_warm },
+	{ "evict", "PATH...", cmd_file },
+	{ "pin", "PATH...", cmd_file },
+	{ "unpin", "PATH...", cmd_file },
+	{ "verify", "[-r] PATH...", cmd_verify },
+};
+#define NCMDS (sizeof(cmds) / sizeof(cmds[0]))
+
+/* Run the subcommand that argv[0] names.  The exit status; -1: it is none. */
+static int
+cmd_run(int argc, char **argv)
+{
+	const struct cmd *c = cmds;
+	int r;
+
+	while (c < cmds + NCMDS && strcmp(argv[0], c->name))
+		c++;
+	if (c == cmds + NCMDS)
+		return -1;
+	r = c->run(argc, argv);
+	if (r == MISUSED) {
+		fprintf(stderr, "usage: cachefs %s %s\n", c->name, c->synopsis);
+		return EXIT_USAGE;
+	}
+	return (fflush(stdout) || ferror(stdout)) && !r ? fail(EXIT_FAILURE, "standard output: %s",
+	    strerror(errno)) : r;
 }
 
 /* === cmd ==================================================== End === */
@@ -9568,15 +9600,10 @@ static void
 usage(void)
 {
 	printf("usage: cachefs [-dfhV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
-	    "MOUNTPOINT\n"
-	    "       cachefs stats [-j | -p] [-w SECONDS] MOUNTPOINT\n"
-	    "       cachefs ls [-r] [-j] PATH...\n"
-	    "       cachefs warm [-q] [-n JOBS] [-T LISTFILE] PATH...\n"
-	    "       cachefs evict PATH...\n"
-	    "       cachefs pin PATH...\n"
-	    "       cachefs unpin PATH...\n"
-	    "       cachefs verify [-r] PATH...\n"
-	    "\n"
+	    "MOUNTPOINT\n");
+	for (const struct cmd *c = cmds; c < cmds + NCMDS; c++)
+		printf("       cachefs %s %s\n", c->name, c->synopsis);
+	printf("\n"
 	    "  -c FILE    read the configuration from this ini file\n"
 	    "  -o OPT     set an option; wins over the file\n"
 	    "  -f         stay in the foreground\n"
@@ -10025,18 +10052,11 @@ make_absolute(char **path)
 int
 main(int argc, char **argv)
 {
-	static const struct { const char *name; int (*run)(int, char **); }
-	    cmds[] = { { "stats", cmd_stats }, { "ls", cmd_ls },
-		{ "warm", cmd_warm }, { "evict", cmd_file },
-		{ "pin", cmd_file }, { "unpin", cmd_file },
-		{ "verify", cmd_verify } };
-	const char *word = argc > 1 ? argv[1] : "";
-	int r;
+	int r = argc > 1 ? cmd_run(argc - 1, argv + 1) : -1;
 
-	for (size_t i = 0; i < sizeof(cmds) / sizeof(cmds[0]); i++)
-		if (!strcmp(word, cmds[i].name))
-			return cmds[i].run(argc - 1, argv + 1);
-	if (!strcmp(word, "check"))
+	if (r >= 0)
+		return r;
+	if (argc > 1 && !strcmp(argv[1], "check"))
 		return fail(EXIT_USAGE, "the subcommand check is not supported "
 		    "yet");
 	if (conf_defaults(&conf))

@@ -13,7 +13,6 @@ check() { # HOW FILE [ARG...]: read $MNT/FILE so and compare
 	    "$EXPORT/$file" "$@"
 }
 
-# The whole of FILE into the cache.
 # ------------------------------------------------------------ right bytes
 
 # Files of every size that ends in, at, or beside a boundary of blocks of BS.
