@@ -7997,6 +7997,10 @@ open_bind(const char *path, struct obj *o, bool force, struct file *f,
 	}
 	WITH_LOCK(&names.lock) {
 		n = name_find_locked(path, true);
+		/* made whole meanwhile: registered by who has it open */
+		if (n && n->opens && n->obj == o && n->mode == M_PASSTHROUGH &&
+		    !pt && (force || obj_whole(o)))
+			pt = obj_backing_get(o) > 0;
 		if (!n) {
 			r = -ENOMEM;
 		} else if (n->opens && n->obj != o && force) {
