@@ -80,10 +80,14 @@ cachefs $(VARIANTS:%=build/%/cachefs): cachefs.c cachefs.h Makefile build/flags
 	@mkdir -p $(@D)
 	$(COMPILE) -o $@ $< $(LDFLAGS) $(DEP_LIBS)
 
-build/unit $(VARIANTS:%=build/%/unit): tests/unit.c cachefs.c cachefs.h \
+# With the code under test in it, but for main().
+build/unit $(VARIANTS:%=build/%/unit): tests/unit.c
+build/evictsim: tests/evictsim.c
+build/unit build/evictsim $(VARIANTS:%=build/%/unit): cachefs.c cachefs.h \
     Makefile build/flags
 	@mkdir -p $(@D)
-	$(COMPILE) -DCACHEFS_NO_MAIN -o $@ $< $(LDFLAGS) $(DEP_LIBS)
+	$(COMPILE) -DCACHEFS_NO_MAIN -o $@ $(filter tests/%,$^) $(LDFLAGS) \
+	    $(DEP_LIBS)
 
 # Changes when the flags or the libraries do, and only then.
 build/flags: export NOW = $(COMPILE) $(LDFLAGS) $(DEP_LIBS) $(VERSIONS)
@@ -115,7 +119,7 @@ NOASLR	= $$(setarch -R true 2>/dev/null && echo setarch -R)
 SANLOG	= SANITIZER_LOG='$(CURDIR)/build/$(1)/report'
 SAN	= halt_on_error=1:exitcode=99:log_path=$(CURDIR)/build/$(1)/report
 
-check: cachefs build/test/cachefs build/unit
+check: cachefs build/test/cachefs build/unit build/evictsim
 	@$(call RUN,build/test,build/unit) ./cachefs $(FILES)
 
 # Minutes of readers, writers, faults and evictions at random.
@@ -123,10 +127,10 @@ check-long: cachefs
 	@UNIT= tests/run-tests.sh ./cachefs tests/72-consistency.bats \
 	    tests/75-soak.bats
 
-check-nouring: $(call variant,nouring)
+check-nouring: $(call variant,nouring) build/evictsim
 	@$(NOURING) $(call RUN,build/nouring,build/nouring/unit) $< $(FILES)
 
-check-asan: $(call variant,asan)
+check-asan: $(call variant,asan) build/evictsim
 	@ASAN_OPTIONS="$(call SAN,asan):detect_stack_use_after_return=1:$$ASAN_OPTIONS" \
 	UBSAN_OPTIONS="$(call SAN,asan):print_stacktrace=1:$$UBSAN_OPTIONS" \
 	LSAN_OPTIONS="suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0" \
@@ -134,7 +138,7 @@ check-asan: $(call variant,asan)
 
 # TSan cannot see the kernel's half of a ring, hence the thread engine.  Older
 # TSan stops where address space randomisation is high (Ubuntu 24.04): setarch.
-check-tsan: $(call variant,tsan)
+check-tsan: $(call variant,tsan) build/evictsim
 	@TSAN_OPTIONS="$(call SAN,tsan):second_deadlock_stack=1:$$TSAN_OPTIONS" \
 	$(call SANLOG,tsan) $(NOURING) \
 	$(call RUN,build/tsan,build/tsan/unit,$(NOASLR)) $< $(FILES)
@@ -256,7 +260,7 @@ dist:
 # build/deps and build/guest stay: they are not made from this source.
 clean:
 	rm -rf cachefs cachefs-*.tar.gz build/flags* build/unit build/lint.* \
-	    build/nfscopy build/result build/fuzz $(VARIANTS:%=build/%)
+	    build/nfscopy build/evictsim build/result build/fuzz $(VARIANTS:%=build/%)
 
 .PHONY: all check check-long check-nouring check-asan check-tsan check-fuzz \
 	check-kernels lint $(LINT) demo bench install uninstall dist clean deps FORCE

@@ -40,8 +40,8 @@
  *	scrubber	compares blocks with their checksums, now and then
  *
  * Lock ranks: a thread that holds one takes only ones further right.
- *	aside stripe > store key stripe > names > store > fill/ckpt > object >
- *	backend queue > pool > reqs > log
+ *	aside stripe > store key stripe > names > store.evicting > store >
+ *	fill/ckpt > object > backend queue > pool > reqs > log
  * No lock but the two stripes is held across backend calls, disk I/O or
  * notifications of the kernel.  An aside stripe is held by a LOOKUP while
  * libfuse moves the node (it may wait for an OPEN of the same file, which
@@ -137,7 +137,8 @@ enum { LOG_ERROR, LOG_WARN, LOG_INFO_, LOG_DBG };
 static struct {
 	pthread_mutex_t lock;
 	bool syslog;
-	int level;
+	atomic_int level;
+	bool all;			/* however many of a kind */
 	struct { const char *fmt; uint64_t since; unsigned n; } recent[32];
 } logs = { .lock = PTHREAD_MUTEX_INITIALIZER, .level = LOG_INFO_ };
 
@@ -178,7 +179,7 @@ log_at(int level, const char *fmt, ...)
 		if ((unsigned char)*p < ' ' || *p == 0x7f)
 			*p = '?';
 	pthread_mutex_lock(&logs.lock);
-	if (level == LOG_DBG || !log_too_many(fmt)) {
+	if (logs.all || level == LOG_DBG || !log_too_many(fmt)) {
 		if (logs.syslog)
 			syslog(prio[level], "%s", line);
 		else
@@ -577,10 +578,12 @@ struct copt {
 	double min, max;		/* in the option's own unit */
 	const char *const *words;
 	const char *def, *help;
+	bool live;			/* can change while it is mounted */
 };
+#define LIVE .live = true
 
 #define ROW(s, k, field, ...) \
-	{ s, k, offsetof(struct conf, field), __VA_ARGS__ }
+	{ .sect = s, k, offsetof(struct conf, field), __VA_ARGS__ }
 #define NFS(key, ...) ROW("nfs", #key, nfs_##key, __VA_ARGS__)
 #define CACHE(key, ...) ROW("cache", #key, cache_##key, __VA_ARGS__)
 #define NVME(key, ...) ROW("nvme", #key, key, __VA_ARGS__)
@@ -610,34 +613,34 @@ NFS(port, NUM(0, 65535), "0",
 NFS(mount_port, NUM(0, 65535), "0", "MOUNT port (v3); 0 = ask the portmapper"),
 NFS(connections, NUM(1, CONN_MAX), "4", "parallel connections to the server"),
 NFS(timeout, NUM(1, 86400), "30",
-	"seconds a request may wait for a silent server"),
+	"seconds a request may wait for a silent server", LIVE),
 NFS(uid, ID, NULL, "AUTH_SYS user; the daemon's unless set"),
 NFS(gid, ID, NULL, "AUTH_SYS group; the daemon's unless set"),
 CACHE(dir, STR, NULL, "directory of the cache; mode 0700, the daemon's own"),
 CACHE(size, AMOUNT, "0",
-	"hard cap on bytes used, or % of the disk; 0 = only min_free"),
+	"hard cap on bytes used, or % of the disk; 0 = only min_free", LIVE),
 CACHE(min_free, AMOUNT, "5%",
-	"bytes and inodes of the cache file system left free"),
+	"bytes and inodes of the cache file system left free", LIVE),
 CACHE(block_size, SIZE(4 * KiB, 64 * MiB), "256K",
 	"unit of presence, a power of two"),
 CACHE(fill, PERCENT, "10%",
-	"share read after which the rest is fetched; 0 = at open, 100 = never"),
-CACHE(eviction, WORD("lru", "lfu", "sieve"), "lru", "which object goes first"),
+	"share read after which the rest is fetched; 0 = at open, 100 = never", LIVE),
+CACHE(eviction, WORD("lru", "lfu", "sieve"), "lru", "which object goes first", LIVE),
 CACHE(consistency, WORD("strict", "open", "ttl", "immutable"), "open",
 	"when the server is asked"),
-CACHE(ttl, NUM(0, 31536000), "60", "seconds, for consistency=ttl"),
-CACHE(min_file_size, ANY_SIZE, "0", "smaller files are served uncached"),
-CACHE(max_file_size, ANY_SIZE, "none", "larger files are served uncached"),
+CACHE(ttl, NUM(0, 31536000), "60", "seconds, for consistency=ttl", LIVE),
+CACHE(min_file_size, ANY_SIZE, "0", "smaller files are served uncached", LIVE),
+CACHE(max_file_size, ANY_SIZE, "none", "larger files are served uncached", LIVE),
 CACHE(pin_max, AMOUNT, "50%",
-	"bytes of pinned files, or % of what the cache may take"),
-CACHE(include, STR, "", "globs: only these paths are cached"),
-CACHE(exclude, STR, "", "globs: these paths are served uncached"),
+	"bytes of pinned files, or % of what the cache may take", LIVE),
+CACHE(include, STR, "", "globs: only these paths are cached", LIVE),
+CACHE(exclude, STR, "", "globs: these paths are served uncached", LIVE),
 CACHE(checksum, BOOL, "yes", "keep the xxh3 of each block"),
 CACHE(scrub, SIZE(0, 1 * TiB), "4M",
 	"bytes a second compared with their checksums"),
 CACHE(offline, WORD("serve", "fail"), "serve",
-	"when the server is unreachable"),
-CACHE(offline_max_age, NUM(0, UINT32_MAX), "0", "seconds; 0 = without limit"),
+	"when the server is unreachable", LIVE),
+CACHE(offline_max_age, NUM(0, UINT32_MAX), "0", "seconds; 0 = without limit", LIVE),
 NVME(use_io_uring, TRI, "auto",
 	"yes = fail without it; auto = threads instead"),
 NVME(queue_depth, NUM(1, 4096), "128", "I/Os in flight on the cache disk"),
@@ -662,7 +665,7 @@ FUSE(entry_timeout, SECS, "1", "seconds the kernel keeps names"),
 FUSE(negative_timeout, SECS, "1", "seconds the kernel keeps missing names"),
 FUSE(readahead, SIZE(0, 1 * GiB), "1M", "kernel read-ahead of the mount"),
 LOGS(level, WORD("error", "warn", "info", "debug"), "info",
-	"least severe level that is logged"),
+	"least severe level that is logged", LIVE),
 LOGS(target, WORD("auto", "stderr", "syslog"), "auto",
 	"auto = stderr in the foreground, else syslog"),
 };
@@ -1053,8 +1056,6 @@ conf_check(const struct conf *c)
 		    "nvme_splice=yes needs cache_checksum=no: spliced data is "
 		    "never seen by the daemon" },
 		/* Parsed, but their function is not here yet. */
-		{ c->cache_eviction, "cache_eviction=lfu and sieve are not "
-		    "supported yet; use lru" },
 		{ c->fuse_io_uring, "fuse_io_uring=yes is not supported yet" },
 	};
 
@@ -1062,6 +1063,55 @@ conf_check(const struct conf *c)
 		if (rules[i].bad)
 			return fail(-EINVAL, "%s", rules[i].why);
 	return 0;
+}
+
+static pthread_mutex_t conf_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Do a and b have the same value of this option? */
+static bool
+conf_same(const struct copt *o, const struct conf *a, const struct conf *b)
+{
+	const void *x = (const char *)a + o->at, *y = (const char *)b + o->at;
+	const char *s, *t;
+
+	if (o->type == C_STR) {
+		s = *(char *const *)x ?: "";
+		t = *(char *const *)y ?: "";
+		return !strcmp(s, t);
+	}
+	return !memcmp(x, y, o->type == C_AMOUNT ? sizeof(struct amount) :
+	    o->type == C_SIZE || o->type == C_SECS ? 8 : sizeof(unsigned));
+}
+
+/* Let the option in c, which others read, be as in new, which gets the old
+ * value. */
+static void
+conf_take(const struct copt *o, struct conf *c, struct conf *new)
+{
+	void *to = (char *)c + o->at, *from = (char *)new + o->at;
+	char *old = *(char **)to;
+
+	if (o->type == C_STR) {
+		GUARD(&conf_lock);
+		*(char **)to = *(char **)from;
+		*(char **)from = old;
+	} else if (o->type == C_AMOUNT) {
+		*(struct amount *)to = *(struct amount *)from;
+	} else if (o->type == C_SIZE) {
+		*(_Atomic uint64_t *)to = *(uint64_t *)from;
+	} else {
+		*(_Atomic unsigned *)to = *(unsigned *)from;
+	}
+}
+
+static void
+conf_free(struct conf *c)
+{
+	for (const struct copt *o = copts; o < copts + NCOPTS; o++)
+		if (o->type == C_STR)
+			free(*(char **)((char *)c + o->at));
+	free(c->mountpoint);
+	free(c->fsname);
 }
 
 /* === conf =================================================== End === */
@@ -2025,6 +2075,9 @@ path_is_aside(const char *path)
 #define CHECKPOINT_MS 5000
 #define IDX_BATCH 256			/* indexes written together, at most */
 #define IDX_MANY 16			/* syncfs() for so many */
+#define LEVELS 16			/* of use: a power of two each */
+#define USES_MAX UINT16_MAX
+#define LFU_HALVE 8			/* evictions for each that is cached */
 
 static const struct backend *be;
 static atomic_bool backend_down;	/* the server does not answer */
@@ -2032,29 +2085,35 @@ static atomic_bool backend_down;	/* the server does not answer */
 static struct {
 	int dir, objects, lockfd;	/* [I] the numbers: see store_renew() */
 	char backend[1000];		/* [I] whose bytes these are */
-	uint64_t limit;			/* [I] bytes; 0 = only min_free */
-	uint64_t min_free, min_inodes;	/* [I] */
-	uint64_t room;			/* [I] what the disk can hold of us */
+	bool look;			/* [I] for `cachefs check`: use nothing */
+	_Atomic uint64_t limit;		/* bytes; 0 = only min_free */
+	_Atomic uint64_t min_free, min_inodes;
+	_Atomic uint64_t room;		/* what the disk can hold of us */
 	pthread_mutex_t key[KEY_STRIPES];
 	pthread_mutex_t lock;		/* the rest */
 	LIST_HEAD(ent_list, ent) ents[STORE_BUCKETS];
-	TAILQ_HEAD(ent_lru, ent) lru;	/* last used last */
+	TAILQ_HEAD(ent_queue, ent) level[LEVELS]; /* see evict_pick_locked() */
+	struct ent *hand;		/* sieve's */
+	unsigned policy;		/* EVICT_* */
+	uint32_t age;			/* how often uses were halved */
+	uint64_t evictions;		/* since then */
 	uint64_t used;			/* bytes, reservations included */
 	uint64_t unwritten;		/* of these not on disk yet */
 	uint64_t nents, ncomplete;
-	uint64_t pinned, pin_max;	/* bytes of pinned files; [I] */
+	uint64_t pinned, pin_max;	/* bytes of pinned files */
 	atomic_bool scanned;		/* [a] `used` knows the whole cache */
-	struct found { struct ent *ent; time_t used; } *found; /* the scan's: */
+	struct found { struct ent *ent; int64_t used; } *found; /* the scan's: */
 	size_t nfound;			/* held until they are sorted by use */
 	_Atomic enum disk_state { DISK_WORKS, DISK_FULL, DISK_FAILS }
 	    disk;			/* [a] nothing is stored; nor read, maybe */
 	_Atomic uint64_t retry_at;	/* now_ms() when it is tried again */
 	pthread_t evictor;
 	pthread_cond_t evict;		/* somebody needs room */
+	pthread_mutex_t evicting;	/* one file goes at a time */
 } store = { .dir = -1, .objects = -1, .lockfd = -1,
 	.key = { [0 ... KEY_STRIPES - 1] = PTHREAD_MUTEX_INITIALIZER },
 	.lock = PTHREAD_MUTEX_INITIALIZER, .evict = PTHREAD_COND_INITIALIZER,
-	.lru = TAILQ_HEAD_INITIALIZER(store.lru) };
+	.evicting = PTHREAD_MUTEX_INITIALIZER };
 
 static struct {
 	pthread_mutex_t lock;
@@ -2230,6 +2289,38 @@ body_size(const struct obj *o)
 	return map_size(o->nblk) + (o->sums ? (size_t)o->nblk * 8 : 0);
 }
 
+/* The queue that e is in, or would be put in.  Brings e->uses up to date. */
+static struct ent_queue *
+ent_level_locked(struct ent *e)
+{
+	e->uses = (uint16_t)(e->uses >> MIN(store.age - e->age, 16));
+	e->age = store.age;
+	return &store.level[store.policy == EVICT_LFU && e->uses ?
+	    31 - __builtin_clz(e->uses) : 0];
+}
+
+/* Take e out of its queue. */
+static void
+ent_unqueue_locked(struct ent *e)
+{
+	if (store.hand == e)
+		store.hand = TAILQ_NEXT(e, turn);
+	TAILQ_REMOVE(ent_level_locked(e), e, turn);
+}
+
+/* e is, or was, used so many times more; now it is the newest of its level. */
+static void
+ent_use_locked(struct ent *e, unsigned times)
+{
+	bool stay = store.policy == EVICT_SIEVE && e->uses;
+
+	if (!stay)
+		ent_unqueue_locked(e);
+	e->uses = (uint16_t)MIN(e->uses + times, USES_MAX);
+	if (!stay)
+		TAILQ_INSERT_TAIL(ent_level_locked(e), e, turn);
+}
+
 /* The registry's line of v's file; NULL: none, or out of memory to create it
  * as the newest.  One with no bytes that nothing holds is not left behind. */
 static struct ent *
@@ -2244,8 +2335,9 @@ ent_get_locked(const struct version *v, bool create)
 	if (create && (e = calloc(1, sizeof(*e)))) {
 		e->fsid = v->fsid;
 		e->fileid = v->fileid;
+		e->age = store.age;
 		LIST_INSERT_HEAD(l, e, hash);
-		TAILQ_INSERT_TAIL(&store.lru, e, lru);
+		TAILQ_INSERT_TAIL(ent_level_locked(e), e, turn);
 		store.nents++;
 	}
 	return e;
@@ -2280,33 +2372,111 @@ ent_drop_locked(struct ent *e)
 	if (--e->live || e->bytes)
 		return;
 	LIST_REMOVE(e, hash);
-	TAILQ_REMOVE(&store.lru, e, lru);
+	ent_unqueue_locked(e);
 	store.nents--;
 	store.ncomplete -= e->complete;
 	ent_pin_locked(e, false, 0);
 	free(e);
 }
 
-/* Evict the least recently used object that nobody uses or works on; false:
- * there is none. */
+/* Can e go?  Then the stripe of its key is held. */
+static bool
+ent_evictable_locked(const struct ent *e)
+{
+	const struct version v = { .fsid = e->fsid, .fileid = e->fileid };
+
+	return !e->live && !e->pinned && !pthread_mutex_trylock(key_lock(&v));
+}
+
+/* The next in turn that nobody uses, of EVICT_LRU and EVICT_LFU.  What is pinned
+ * is put behind, so that it is not looked at each time. */
+static struct ent *
+evict_oldest_locked(size_t *left)
+{
+	for (struct ent_queue *q = store.level; q < store.level + LEVELS; q++)
+		for (struct ent *e = TAILQ_FIRST(q), *next; e && *left; e = next) {
+			--*left;
+			next = TAILQ_NEXT(e, turn);
+			if (ent_evictable_locked(e))
+				return e;
+			if (e->pinned) {
+				TAILQ_REMOVE(q, e, turn);
+				TAILQ_INSERT_TAIL(q, e, turn);
+			}
+		}
+	*left = 0;
+	return NULL;
+}
+
+/* That of EVICT_SIEVE: the first from the hand on which was not used since the
+ * hand passed it. */
+static struct ent *
+evict_sieve_locked(size_t *left)
+{
+	for (int n = 0; n < 1000 && *left; n++) {
+		struct ent *e = store.hand ?: TAILQ_FIRST(&store.level[0]);
+
+		*left = e ? *left - 1 : 0;
+		if (!e)
+			break;
+		store.hand = TAILQ_NEXT(e, turn);
+		if (ent_level_locked(e) && e->uses > 1)
+			e->uses = 1;
+		else if (ent_evictable_locked(e))
+			return e;
+	}
+	return NULL;
+}
+
+/*
+ * Which object goes first (cache_eviction).  Its first open is a use, and each
+ * later one.
+ *	lru	One queue; a use puts it last; the first one goes.
+ *	lfu	Level l is for those of 2^l to 2^(l+1) - 1 uses, a queue as lru's.
+ *		Now and then (LFU_HALVE) all uses are halved, so that what was
+ *		popular can go: each level becomes the one below it.
+ *	sieve	One queue in the order of arrival, and a hand that goes through
+ *		it: it spares once what was used since it came by (Zhang et al.,
+ *		SIEVE is Simpler than LRU, NSDI 2024).
+ * Returns one whose key's stripe is held.  NULL: none can go, or with *left,
+ * which is how many are still to be looked at, ask again.
+ */
+static struct ent *
+evict_pick_locked(size_t *left)
+{
+	struct ent *e = store.policy == EVICT_SIEVE ? evict_sieve_locked(left) :
+	    evict_oldest_locked(left);
+
+	if (e && store.policy == EVICT_LFU && ++store.evictions >= LFU_HALVE * store.nents) {
+		store.evictions = 0;
+		store.age++;
+		for (int l = 1; l < LEVELS; l++)
+			TAILQ_CONCAT(&store.level[l - 1], &store.level[l], turn);
+	}
+	return e;
+}
+
+/* Evict the object that is next; false: there is none. */
 static bool
 evict_one(void)
 {
 	struct version v = { 0 };
 	struct ent *e = NULL;
+	size_t left;
 
-	WITH_LOCK(&store.lock) {
-		TAILQ_FOREACH(e, &store.lru, lru) {
+	WITH_LOCK(&store.lock)
+		left = 2 * store.nents + 1;
+	while (!e && left)
+		WITH_LOCK(&store.lock) {
+			e = evict_pick_locked(&left);
+			if (!e)
+				break;
 			v.fsid = e->fsid;
 			v.fileid = e->fileid;
-			if (!e->live && !e->pinned &&
-			    !pthread_mutex_trylock(key_lock(&v)))
-				break;
+			e->live++;
 		}
-		if (!e)
-			return false;
-		e->live++;
-	}
+	if (!e)
+		return false;
 	store_unlink(&v);		/* by its stripe nobody can open it */
 	WITH_LOCK(&store.lock) {
 		COUNT(evicted_objects, 1);
@@ -2317,6 +2487,28 @@ evict_one(void)
 	}
 	pthread_mutex_unlock(key_lock(&v));
 	return true;
+}
+
+/* Another policy: the order of all is made anew from their uses, and the order
+ * that they had. */
+static void
+store_policy(unsigned policy)
+{
+	struct ent_queue all = TAILQ_HEAD_INITIALIZER(all);
+	struct ent *e;
+
+	GUARD(&store.lock);
+	for (int l = 0; l < LEVELS; l++)
+		if (TAILQ_FIRST(&store.level[l]))
+			TAILQ_CONCAT(&all, &store.level[l], turn);
+		else
+			TAILQ_INIT(&store.level[l]);
+	store.policy = policy;
+	store.hand = NULL;
+	while ((e = TAILQ_FIRST(&all))) {
+		TAILQ_REMOVE(&all, e, turn);
+		TAILQ_INSERT_TAIL(ent_level_locked(e), e, turn);
+	}
 }
 
 /* May `bytes` more be stored?  Bytes missing, 0 = it fits. */
@@ -2334,6 +2526,19 @@ store_missing_locked(uint64_t bytes)
 	if (sv.f_files && sv.f_favail < store.min_inodes)
 		return bytes;
 	return avail < need ? need - avail : 0;
+}
+
+/* Evict the next object if so many bytes don't fit now.  Many may want room at
+ * once, which one file often makes.  False: there is none. */
+static bool
+evict_for(uint64_t bytes)
+{
+	bool fits = false;
+
+	GUARD(&store.evicting);
+	WITH_LOCK(&store.lock)
+		fits = !store_missing_locked(bytes);
+	return fits || evict_one();
 }
 
 /* What the index of o may take, beside the one that it replaces. */
@@ -2354,7 +2559,7 @@ store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 	*why = store.disk && now_ms() < store.retry_at ? R_degraded :
 	    store.limit && !store.scanned ? R_scan : R_no_space;
 	for (int tries = 0; tries < 2 && *why == R_no_space; tries++) {
-		if (tries && !evict_one())	/* at most one unlink's wait */
+		if (tries && !evict_for(bytes + idx_room(o)))
 			break;
 		GUARD(&store.lock);
 		idx = o->bytes ? 0 : idx_room(o);
@@ -2474,6 +2679,15 @@ idx_parse(int fd, struct obj *o)
 	return o->present == h.present ? 0 : -EBADMSG;
 }
 
+/* How often a file was used of which the index has this time; 0: unknown. */
+static unsigned
+idx_uses(const struct stat *idx)
+{
+	unsigned n = (unsigned)(idx->st_mtim.tv_nsec % 1000000);
+
+	return n <= USES_MAX ? n : 0;
+}
+
 /* Read o's index file.  0; -ENOENT: none; -ESTALE: of another version;
  * -EBADMSG: torn, damaged or foreign; else -errno. */
 static int
@@ -2481,7 +2695,12 @@ idx_read(struct obj *o)
 {
 	int fd = key_open(&o->attr.ver, ".idx", O_RDONLY);
 	int r = fd < 0 ? fd : idx_parse(fd, o);
+	struct stat st;
 
+	if (!r && !store.scanned && !fstat(fd, &st))
+		WITH_LOCK(&store.lock)
+			if (o->ent->uses <= 1)	/* the scan has not seen it */
+				ent_use_locked(o->ent, idx_uses(&st));
 	sys_close(&fd);
 	return r;
 }
@@ -2523,6 +2742,23 @@ idx_snapshot(struct idx_job *j)
 	j->size = sizeof(*h) + body - skip;
 }
 
+/* Let the time of o's index file, with this suffix, be when it was used last: now,
+ * and how often below the milliseconds. */
+static void
+idx_stamp(const struct obj *o, const char *suffix)
+{
+	struct timespec t[2] = { { .tv_nsec = UTIME_OMIT } };
+	char p[64];
+
+	clock_gettime(CLOCK_REALTIME, &t[1]);
+	t[1].tv_nsec -= t[1].tv_nsec % 1000000;
+	WITH_LOCK(&store.lock) {
+		ent_level_locked(o->ent);	/* its uses by now */
+		t[1].tv_nsec += o->ent->uses;
+	}
+	utimensat(store.objects, key_path(&o->attr.ver, suffix, p), t, 0);
+}
+
 /* The index lies on disk under its temporary name: let it replace the old one,
  * or go if it is of no use. */
 static void
@@ -2534,6 +2770,8 @@ idx_publish(struct idx_job *j)
 
 	key_path(v, ".tmp", tmp);
 	key_path(v, ".idx", p);
+	if (use)
+		idx_stamp(j->o, ".tmp");
 	if (use && renameat(store.objects, tmp, store.objects, p))
 		j->r = -errno;
 	if (!use || j->r)
@@ -2581,11 +2819,16 @@ idx_commit(struct idx_job *jobs, size_t n)
 static bool
 store_wants(const char *path)
 {
-	const char *lists[] = { conf.cache_include, conf.cache_exclude };
-	bool in = !*conf.cache_include;
+	char *lists[2] = { NULL, NULL };
+	bool in = false;
 
+	WITH_LOCK(&conf_lock) {
+		lists[0] = strdup(conf.cache_include);
+		lists[1] = strdup(conf.cache_exclude);
+		in = !*conf.cache_include;
+	}
 	for (int i = 0; i < 2; i++) {
-		char *list = strdup(lists[i]), *rest = list, *glob;
+		char *list = lists[i], *rest = list, *glob;
 
 		while ((glob = strsep(&rest, " \t")))
 			if (!fnmatch(glob, strchr(glob, '/') ? path :
@@ -2600,12 +2843,12 @@ store_wants(const char *path)
 static const char *
 store_refuses(const char *path, uint64_t size)
 {
-	uint64_t most = store.limit ? store.limit - store.limit / 10 :
-	    store.room;
+	uint64_t limit = store.limit, most = limit ? limit - limit / 10 :
+	    store.room, max = conf.cache_max_file_size;
 	enum reason r;
 
-	if (conf.cache_max_file_size)
-		most = MIN(most, conf.cache_max_file_size);
+	if (max)
+		most = MIN(most, max);
 	r = size < conf.cache_min_file_size ? R_too_small :
 	    size > most ? R_too_big : !store_wants(path) ? R_excluded : R_MAX;
 	if (r == R_MAX)
@@ -2762,8 +3005,7 @@ obj_get_locked(const struct attr *a, const char *path)
 		if (!path)
 			break;
 		e->found = false;
-		TAILQ_REMOVE(&store.lru, e, lru);
-		TAILQ_INSERT_TAIL(&store.lru, e, lru);
+		ent_use_locked(e, 1);
 	}
 	obj_load(o);
 	return o;
@@ -2800,7 +3042,6 @@ obj_put(struct obj *o)
 	struct ent *e = o->ent;
 	bool empty = false;
 	uint64_t bytes;
-	char p[64];
 
 	WITH_LOCK(&store.lock) {
 		if (--o->refs > 0)
@@ -2815,8 +3056,7 @@ obj_put(struct obj *o)
 		}
 	}
 	if (o->saved && !o->superseded && o->path)
-		utimensat(store.objects, key_path(&o->attr.ver, ".idx", p),
-		    NULL, 0);
+		idx_stamp(o, ".idx");
 	bytes = o->bytes;
 	obj_free(o);
 	if (empty)
@@ -3106,7 +3346,9 @@ scan_object(const char *name)
 	e = f ? ent_get_locked(&v, true) : NULL;
 	if (!e)
 		return;
-	f[store.nfound++] = (struct found){ e, idx.st_mtime };
+	ent_use_locked(e, idx_uses(&idx));
+	f[store.nfound++] = (struct found){ e,
+		nanos(idx.st_mtim.tv_sec, idx.st_mtim.tv_nsec) };
 	e->found = true;
 	e->live = 1;
 	e->bytes = (uint64_t)(idx.st_blocks + data.st_blocks) * 512;
@@ -3137,8 +3379,8 @@ store_scan(void)
 		struct ent *e = store.found[i].ent;
 
 		if (e->found) {		/* else it was used since: newer */
-			TAILQ_REMOVE(&store.lru, e, lru);
-			TAILQ_INSERT_HEAD(&store.lru, e, lru);
+			ent_unqueue_locked(e);
+			TAILQ_INSERT_HEAD(ent_level_locked(e), e, turn);
 		}
 		ent_drop_locked(e);
 	}
@@ -3199,6 +3441,8 @@ store_super(int dir, bool ours)
 	}
 	if (!ours && !store_dir_empty(dir))
 		return refuse(-EINVAL, "is not empty and not a cache; refused");
+	if (store.look)
+		return 0;
 	r = store_replace(dir, "CACHEFS.tmp", "CACHEFS", &want,
 	    sizeof(want), SYNC_DONE);
 	return r ? refuse(r, "cannot be written: %s", strerror(-r)) : 0;
@@ -3243,11 +3487,14 @@ store_fds(int before, int *dir, int *objects, int *lockfd)
 	if (flock(*lockfd, LOCK_EX | LOCK_NB)) {
 		sys_pread(*lockfd, pid, sizeof(pid) - 1, 0);
 		pid[strcspn(pid, "\n")] = '\0';
-		return refuse(-EBUSY, "in use by process %s", pid);
+		if (!store.look)
+			return refuse(-EBUSY, "in use by process %s", pid);
+		log_info("cache_dir %s: in use by process %s", conf.cache_dir,
+		    pid);
 	}
 	r = store_super(*dir, !fstat(before, &was) && was.st_ino == st.st_ino &&
 	    was.st_dev == st.st_dev);
-	if (r)
+	if (r || store.look)
 		return r;
 	*objects = store_subdir(*dir, "objects");
 	return MIN(*objects, 0);
@@ -3258,6 +3505,7 @@ static int
 store_open(const char *backend)
 {
 	snprintf(store.backend, sizeof(store.backend), "%s", backend);
+	store_policy(conf.cache_eviction);
 	return store_fds(-1, &store.dir, &store.objects, &store.lockfd);
 }
 
@@ -3336,8 +3584,7 @@ static void tree_scan(void);
 static void *
 evict_thread(void *arg)
 {
-	uint64_t slack = (store.limit ? store.limit : store.min_free) / 20;
-	uint64_t next = 0, wait = 1000;
+	uint64_t next = 0, wait = 1000, slack = 0;
 	bool more = true;
 
 	(void)arg;
@@ -3349,9 +3596,11 @@ evict_thread(void *arg)
 			if (!more && !stopping)
 				wait_on(&store.evict, &store.lock,
 				    now_ms() + 1000);
+			slack = (store.limit ? store.limit : store.min_free) /
+			    20;
 			more = store_missing_locked(slack) > 0;
 		}
-		more = more && evict_one();
+		more = more && evict_for(slack);
 		if (now_ms() < next)
 			continue;
 		if (!store_removed(store.objects) || store_renew())
@@ -3371,18 +3620,18 @@ amount_of(const struct amount *a, uint64_t total)
 	    (uint64_t)(a->percent / 100 * (double)total) : a->bytes;
 }
 
-/* Start the store's threads (after the fork).  0, or -errno after a sentence. */
+/* What conf lets the cache take of its disk; the evictor sees to it.  0 or
+ * -errno. */
 static int
-store_start(void)
+store_limits(void)
 {
 	struct statvfs sv;
 	uint64_t total;
-	int r;
 
-	r = fstatvfs(store.dir, &sv) ? -errno : store_sign();
-	if (r)
-		return refuse(r, "%s", strerror(-r));
+	if (fstatvfs(store.dir, &sv))
+		return -errno;
 	total = (uint64_t)sv.f_blocks * sv.f_frsize;
+	GUARD(&store.lock);
 	store.limit = amount_of(&conf.cache_size, total);
 	store.min_free = amount_of(&conf.cache_min_free, total);
 	store.room = total - MIN(total, store.min_free);
@@ -3391,6 +3640,18 @@ store_start(void)
 	/* of the inodes the same share */
 	store.min_inodes = (uint64_t)((double)(total - store.room) /
 	    (double)MAX(total, 1) * (double)sv.f_files);
+	pthread_cond_signal(&store.evict);
+	return 0;
+}
+
+/* Start the store's threads (after the fork).  0, or -errno after a sentence. */
+static int
+store_start(void)
+{
+	int r = store_limits() ?: store_sign();
+
+	if (r)
+		return refuse(r, "%s", strerror(-r));
 	r = sys_thread(&ckpt.tid, ckpt_thread, NULL);
 	return r ? r : sys_thread(&store.evictor, evict_thread, NULL);
 }
@@ -7484,7 +7745,7 @@ stats_json(size_t *len)
 		fprintf(f, ",\"objects\":%" PRIu64 ",\"objects_complete\":%"
 		    PRIu64 ",\"cache_used_bytes\":%" PRIu64
 		    ",\"cache_limit_bytes\":%" PRIu64, store.nents,
-		    store.ncomplete, store.used, store.limit);
+		    store.ncomplete, store.used, (uint64_t)store.limit);
 #define X(n) fprintf(f, ",\"" #n "\":%" PRIu64, (uint64_t)count.n);
 	COUNTERS(X)
 	X(queue_depth_max)
@@ -9562,6 +9823,8 @@ cmd_warm(int argc, char **argv)
 	return walk.failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+static int cmd_check(int argc, char **argv);	/* see main */
+
 static const struct cmd {
 	const char *name, *synopsis;
 	int (*run)(int argc, char **argv);	/* the exit status, or MISUSED */
@@ -9573,6 +9836,7 @@ static const struct cmd {
 	{ "pin", "PATH...", cmd_file },
 	{ "unpin", "PATH...", cmd_file },
 	{ "verify", "[-r] PATH...", cmd_verify },
+	{ "check", "[-c FILE] [-o opt[,opt...]] [SOURCE]", cmd_check },
 };
 #define NCMDS (sizeof(cmds) / sizeof(cmds[0]))
 
@@ -9587,6 +9851,7 @@ cmd_run(int argc, char **argv)
 		c++;
 	if (c == cmds + NCMDS)
 		return -1;
+	logs.all = true;
 	r = c->run(argc, argv);
 	if (r == MISUSED) {
 		fprintf(stderr, "usage: cachefs %s %s\n", c->name, c->synopsis);
@@ -9728,7 +9993,7 @@ passthrough_probe(void)
 	int r;
 
 	if (passthrough_on()) {
-		o.rfd = sys_openat(store.dir, "CACHEFS", O_RDONLY, 0);
+		o.rfd = sys_openat(store.dir, "lock", O_RDONLY, 0);
 		r = obj_backing_get(&o);
 		if (r > 0)
 			obj_backing_put(&o);
@@ -9794,6 +10059,130 @@ detach(int ready)
 		log_warn("the parent is gone");
 }
 
+static struct {				/* the command line */
+	int argc;
+	char **argv;
+	char *file;			/* -c, absolute once it was read */
+	bool check;			/* of `cachefs check` */
+	struct conf conf;		/* as it was parsed at the start */
+} args;
+
+/* Parse the command line into c: the file first, then -o over it, wherever they
+ * stand.  -1 = go on; else the exit status. */
+static int
+args_parse(struct conf *c)
+{
+	static const char flags[] = "c:o:dfhVnsv";	/* -n -s -v: mount(8) */
+	char **argv = args.argv, *cwd;
+	const char *file = NULL;
+	int argc = args.argc, opt, n, r;
+
+	if (conf_defaults(c))
+		return fail(EXIT_FAILURE, "out of memory");
+	for (optind = 1; (opt = getopt(argc, argv, flags)) != -1;) {
+		if (opt == 'c')
+			file = args.file ?: optarg;
+		if (opt == 'h')
+			usage();
+		if (opt == 'V')
+			printf("cachefs %s\n", CACHEFS_VERSION);
+		if (opt == 'h' || opt == 'V')
+			return fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
+		if (opt == '?')
+			goto misused;
+	}
+	r = file ? conf_ini(c, file) : 0;
+	for (optind = 1; !r && (opt = getopt(argc, argv, flags)) != -1;) {
+		if (opt == 'o')
+			r = conf_options(c, optarg);
+		c->debug |= opt == 'd';
+		c->foreground |= opt == 'f';
+	}
+	if (r)
+		return EXIT_USAGE;
+	n = argc - optind + args.check;	/* which has no mount point */
+	if (n == 0)
+		log_error("no mount point given");
+	if (n > 2)
+		log_error("too many arguments: %s", argv[optind + 2 -
+		    args.check]);
+	if (n == 0 || n > 2)
+		goto misused;
+	c->mountpoint = strdup(args.check ? "" : argv[argc - 1]);
+	c->source = n == 2 ? argv[optind] : NULL;
+	if (c->source && !c->nfs_backend)
+		c->nfs_backend = strdup(c->source);
+	if (file && !args.file) {	/* the daemon changes its directory */
+		cwd = getcwd(NULL, 0);
+		args.file = *file == '/' || !cwd ? strdup(file) :
+		    path_join(cwd, file);
+		free(cwd);
+	}
+	return c->mountpoint && !conf_check(c) ? -1 : EXIT_USAGE;
+misused:
+	fprintf(stderr, "Try 'cachefs -h'.\n");
+	return EXIT_USAGE;
+}
+
+/* SIGHUP: the configuration is read again.  What can change does so, if all of
+ * it is good; the rest is named. */
+static void
+args_again(void)
+{
+	struct conf new;
+	bool changed = false;
+
+	if (args_parse(&new) >= 0) {
+		log_error("the configuration stays as it was");
+		conf_free(&new);
+		return;
+	}
+	for (const struct copt *o = copts; o < copts + NCOPTS; o++) {
+		if (conf_same(o, &new, o->live ? &conf : &args.conf))
+			continue;
+		if (o->live)
+			conf_take(o, &conf, &new);
+		changed = true;
+		log_info("configuration: %s_%s %s", o->sect, o->key, o->live ?
+		    "has changed" : "changes with the next mount");
+	}
+	if (!changed)
+		log_info("configuration: nothing has changed");
+	conf_free(&new);
+	logs.level = conf.debug ? LOG_DBG : (int)conf.log_level;
+	store_policy(conf.cache_eviction);
+	if (store_limits())
+		log_error("cache_dir %s: %s", conf.cache_dir, strerror(errno));
+	fill_kick();
+}
+
+static void
+log_stats(void)
+{
+	size_t len;
+	char *json = stats_json(&len);
+
+	if (json)
+		log_info("statistics: %.*s", (int)strcspn(json, "\n"), json);
+	free(json);
+}
+
+/* Start the first worker, and see what it answers.  0 with *st the root's, or
+ * -errno after a sentence. */
+static int
+serve_start(struct stat *st)
+{
+	int r = 0;
+
+	workers.main = pthread_self();
+	WITH_LOCK(&workers.lock)
+		r = worker_spawn_locked();
+	if (!r && stat(conf.mountpoint, st))
+		r = -errno;
+	return !r ? passthrough_probe() : fail(r, "%s does not answer: %s",
+	    conf.mountpoint, strerror(-r));
+}
+
 /* Serve until a signal or an unmount ends it.  ready: see detach(), or -1. */
 static int
 serve(int ready)
@@ -9801,19 +10190,14 @@ serve(int ready)
 	const struct timespec second = { 1, 0 };
 	struct stat st;
 	sigset_t set;
-	int sig, r = 0;
+	int sig, r;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
-	workers.main = pthread_self();
-	WITH_LOCK(&workers.lock)
-		r = worker_spawn_locked();
-	if (!r && stat(conf.mountpoint, &st))	/* answered by a worker */
-		r = -errno;
-	r = !r ? passthrough_probe() : fail(r, "%s does not answer: %s",
-	    conf.mountpoint, strerror(-r));
+	sigaddset(&set, SIGUSR1);
+	r = serve_start(&st);
 	if (!r) {
 		set_readahead(st.st_dev);
 		log_info("%s mounted on %s", conf.nfs_backend, conf.mountpoint);
@@ -9823,7 +10207,11 @@ serve(int ready)
 			sig = sigtimedwait(&set, NULL,
 			    conf.fuse_no_open ? &second : NULL);
 			op_stats_age();
-		} while (sig < 0 || sig == SIGHUP);
+			if (sig == SIGHUP)
+				args_again();
+			if (sig == SIGUSR1)
+				log_stats();
+		} while (sig < 0 || sig == SIGHUP || sig == SIGUSR1);
 	}
 	workers_stop();
 	return r;
@@ -9892,15 +10280,12 @@ start_away(const char *backend)
 	return 0;
 }
 
-/* Everything between a valid configuration and the end; in the daemon's own
- * process.  Returns the exit status. */
-static int
-run(int ready)
+/* Make this process ready to serve. */
+static void
+run_prepare(void)
 {
-	char backend[1000];
 	struct rlimit rl;
 	sigset_t all;
-	int r;
 
 	umask(077);
 	mallopt(M_ARENA_MAX, 2);
@@ -9919,19 +10304,12 @@ run(int ready)
 	for (int i = 0; i < ASIDE_STRIPES; i++)
 		pthread_mutex_init(&aside_lock[i], NULL);
 	started_ms = now_ms();
-	if (backend_choose(backend))
-		return EXIT_USAGE;
-	r = mountpoint_check() ?: be->start();
-	if (r == -EHOSTDOWN)
-		r = start_away(backend);
-	else
-		r = r ?: store_open(backend) ?: tree_open();
-	if (!r && !(r = mount_fuse()))
-		drop_capabilities();	/* no thread has been started yet */
-	r = r ?: be->run() ?:
-	    pool_start(conf.buffer_memory, conf.cache_block_size) ?:
-	    exec_start(store.dir) ?: fill_start() ?: store_start() ?:
-	    tree_start(bnfs.version) ?: scrub_start() ?: serve(ready);
+}
+
+/* Stop and release what was started, in any order of failure. */
+static void
+run_end(const char *backend)
+{
 	stopping = true;
 	if (the_fuse)
 		fuse_unmount(the_fuse);
@@ -9951,6 +10329,31 @@ run(int ready)
 		_exit(EXIT_FAILURE);
 	}
 	pool_stop();
+}
+
+/* Everything between a valid configuration and the end; in the daemon's own
+ * process.  Returns the exit status. */
+static int
+run(int ready)
+{
+	char backend[1000];
+	int r;
+
+	run_prepare();
+	if (backend_choose(backend))
+		return EXIT_USAGE;
+	r = mountpoint_check() ?: be->start();
+	if (r == -EHOSTDOWN)
+		r = start_away(backend);
+	else
+		r = r ?: store_open(backend) ?: tree_open();
+	if (!r && !(r = mount_fuse()))
+		drop_capabilities();	/* no thread has been started yet */
+	r = r ?: be->run() ?:
+	    pool_start(conf.buffer_memory, conf.cache_block_size) ?:
+	    exec_start(store.dir) ?: fill_start() ?: store_start() ?:
+	    tree_start(bnfs.version) ?: scrub_start() ?: serve(ready);
+	run_end(backend);
 	return r ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
@@ -9983,73 +10386,140 @@ daemonize(void)
 	return fail(EXIT_FAILURE, "the daemon ended unexpectedly");
 }
 
-/* Parse the command line into conf: the file first, then -o over it, wherever
- * they stand.  -1 = go on; else the exit status. */
-static int
-parse_args(int argc, char **argv)
+/* The absolute form of a path, allocated; of one that is not there, or a dead
+ * mount, only what is above it is resolved. */
+static char *
+absolute(const char *path)
 {
-	static const char flags[] = "c:o:dfhVnsv";	/* -n -s -v: mount(8) */
-	const char *file = NULL;
-	int c, n, r;
-
-	while ((c = getopt(argc, argv, flags)) != -1) {
-		if (c == 'c')
-			file = optarg;
-		if (c == 'h')
-			usage();
-		if (c == 'V')
-			printf("cachefs %s\n", CACHEFS_VERSION);
-		if (c == 'h' || c == 'V')
-			return fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
-		if (c == '?')
-			goto misused;
-	}
-	r = file ? conf_ini(&conf, file) : 0;
-	for (optind = 1; !r && (c = getopt(argc, argv, flags)) != -1;) {
-		if (c == 'o')
-			r = conf_options(&conf, optarg);
-		conf.debug |= c == 'd';
-		conf.foreground |= c == 'f';
-	}
-	if (r)
-		return EXIT_USAGE;
-	n = argc - optind;
-	if (n == 0)
-		log_error("no mount point given");
-	if (n > 2)
-		log_error("too many arguments: %s", argv[optind + 2]);
-	if (n == 0 || n > 2)
-		goto misused;
-	conf.mountpoint = strdup(argv[argc - 1]);
-	conf.source = n == 2 ? argv[optind] : NULL;
-	if (conf.source && !conf.nfs_backend)
-		conf.nfs_backend = strdup(conf.source);
-	return conf.mountpoint && !conf_check(&conf) ? -1 : EXIT_USAGE;
-misused:
-	fprintf(stderr, "Try 'cachefs -h'.\n");
-	return EXIT_USAGE;
-}
-
-/* The absolute form of a path; of one that is not there, or a dead mount, only
- * what is above it is resolved. */
-static void
-make_absolute(char **path)
-{
-	char *real = realpath(*path, NULL), *above = NULL, *last;
+	char *real = realpath(path, NULL), *above = NULL, *last;
 	char dir[PATH_MAX], name[PATH_MAX];
 
-	snprintf(dir, sizeof(dir), "%s", *path);
-	snprintf(name, sizeof(name), "%s", *path);
+	snprintf(dir, sizeof(dir), "%s", path);
+	snprintf(name, sizeof(name), "%s", path);
 	last = basename(name);
 	if (!real && (above = realpath(dirname(dir), NULL)))
 		real = path_join(above, last);
-	if (!real && **path != '/' && (above = getcwd(NULL, 0)))
-		real = path_join(above, *path);
-	if (real) {
-		free(*path);
-		*path = real;
-	}
+	if (!real && *path != '/' && (above = getcwd(NULL, 0)))
+		real = path_join(above, path);
 	free(above);
+	return real ?: strdup(path);
+}
+
+/* What the daemon goes by: as it was parsed, but that it changes its
+ * directory. */
+static void
+conf_start(void)
+{
+	conf = args.conf;
+	conf.mountpoint = absolute(conf.mountpoint);
+	conf.cache_dir = absolute(conf.cache_dir);
+	conf.nfs_backend = strstr(conf.nfs_backend, ":/") ?
+	    strdup(conf.nfs_backend) : absolute(conf.nfs_backend);
+	conf.cache_include = strdup(conf.cache_include);
+	conf.cache_exclude = strdup(conf.cache_exclude);
+	logs.level = conf.debug ? LOG_DBG : (int)conf.log_level;
+	logs.syslog = conf.log_target == 2;
+}
+
+/* One line of `cachefs check`. */
+__attribute__((format(printf, 3, 4))) static bool
+verdict(const char *what, bool good, const char *fmt, ...)
+{
+	va_list ap;
+
+	printf("%-14s %-7s", what, good ? "ok" : "FAILED");
+	va_start(ap, fmt);
+	vprintf(fmt, ap);
+	va_end(ap);
+	putchar('\n');
+	fflush(stdout);
+	return good;
+}
+
+/* The verdict on the cache disk; made: its directory is there for that only. */
+static bool
+check_disk(const char *backend, bool made)
+{
+	struct statvfs sv;
+	bool good;
+
+	store.look = true;
+	good = !store_open(backend) && !store_limits() &&
+	    !fstatvfs(store.dir, &sv);
+	if (!good)
+		return verdict("cache disk", false, "%s", conf.cache_dir);
+	return verdict("cache disk", true, "%s%s: %s of %s may be taken, %s are "
+	    "free", conf.cache_dir, made ? " (to be made)" : "",
+	    BYTES((double)(store.limit ? store.limit : store.room)),
+	    BYTES((double)sv.f_blocks * (double)sv.f_frsize),
+	    BYTES((double)sv.f_bavail * (double)sv.f_frsize));
+}
+
+/* The verdicts on a mount with this cache disk. */
+static bool
+check_mount(void)
+{
+	char dir[] = "/tmp/cachefs-check.XXXXXX";
+	struct stat st;
+	bool good = mkdtemp(dir) != NULL;
+	int r = good ? 0 : fail(-errno, "%s: %s", dir, strerror(errno));
+
+	free(conf.mountpoint);
+	conf.mountpoint = strdup(dir);
+	r = r ?: mount_fuse() ?: be->run() ?:
+	    pool_start(conf.buffer_memory, conf.cache_block_size);
+	if (!r) {
+		good = !exec_start(store.dir);
+		verdict("io_uring", good, "%s", exec.uring ? "on" :
+		    "off, threads do it");
+		r = serve_start(&st);
+	}
+	good &= verdict("mount", !r || passthrough_off, "%s", r &&
+	    !passthrough_off ? "" : "answers");
+	good &= verdict("passthrough", !r, "%s%s", passthrough_off ? "off: " :
+	    "on", passthrough_off ?: "");
+	workers_stop();
+	if (the_fuse)
+		fuse_unmount(the_fuse);
+	rmdir(dir);
+	return good;
+}
+
+/* cachefs check [-c FILE] [-o opt[,opt...]] [SOURCE]: what a mount with this
+ * configuration would meet, a verdict a line; nothing of it stays. */
+static int
+cmd_check(int argc, char **argv)
+{
+	char backend[1000];
+	bool good, made;
+	int r;
+
+	args.argc = argc;
+	args.argv = argv;
+	args.check = true;
+	r = args_parse(&args.conf);
+	if (r >= 0)
+		return r;
+	conf_start();
+	logs.syslog = false;
+	run_prepare();
+	if (backend_choose(backend))
+		return EXIT_USAGE;
+	verdict("configuration", true, "%s", args.file ?: "");
+	r = be->start();
+	good = verdict("server", !r, "%s%s", conf.nfs_backend, r ||
+	    be != &bnfs_backend ? "" : bnfs.version == 3 ? ", NFSv3" :
+	    ", NFSv4");
+	made = !mkdir(conf.cache_dir, 0700);
+	good &= check_disk(backend, made);
+	if (good)
+		good = check_mount();
+	if (made && store.dir >= 0)
+		unlinkat(store.dir, "lock", 0);
+	if (made)
+		rmdir(conf.cache_dir);
+	run_end(backend);
+	return good ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 #ifndef CACHEFS_NO_MAIN
@@ -10060,21 +10530,12 @@ main(int argc, char **argv)
 
 	if (r >= 0)
 		return r;
-	if (argc > 1 && !strcmp(argv[1], "check"))
-		return fail(EXIT_USAGE, "the subcommand check is not supported "
-		    "yet");
-	if (conf_defaults(&conf))
-		return fail(EXIT_FAILURE, "out of memory");
-	r = parse_args(argc, argv);
+	args.argc = argc;
+	args.argv = argv;
+	r = args_parse(&args.conf);
 	if (r >= 0)
 		return r;
-	logs.level = conf.debug ? LOG_DBG : (int)conf.log_level;
-	logs.syslog = conf.log_target == 2;
-	/* the daemon changes its directory */
-	make_absolute(&conf.mountpoint);
-	make_absolute(&conf.cache_dir);
-	if (!strstr(conf.nfs_backend, ":/"))
-		make_absolute(&conf.nfs_backend);
+	conf_start();
 	return conf.foreground ? run(-1) : daemonize();
 }
 #endif

@@ -50,8 +50,8 @@
  *	tree/server		the server's NFS version, as text
  * An object's KEY is 16 hex digits of fsid and 16 of fileid, xx the low byte of
  * the xxh3 of these; a directory's the 128 bits of its path's xxh3.  The index
- * file's mtime is the time of last use; tree/server's, when the server was
- * last there.
+ * file's mtime is the time of last use to the millisecond, with the number of
+ * uses below it, as nanoseconds; tree/server's, when the server was last there.
  */
 #define DISK_VERSION	1u
 #define SUPER_MAGIC	"CACHEFS\n"
@@ -97,6 +97,7 @@ _Static_assert(sizeof(struct disk_index) == 128, "on-disk format");
 
 /* Configuration: one field per option; immutable once main validated it. */
 enum tri { NO, YES, AUTO };
+enum eviction { EVICT_LRU, EVICT_LFU, EVICT_SIEVE };
 enum consistency { CONS_STRICT, CONS_OPEN, CONS_TTL, CONS_IMMUTABLE };
 
 struct amount {				/* bytes, or a share of the disk */
@@ -104,19 +105,24 @@ struct amount {				/* bytes, or a share of the disk */
 	double percent;			/* used when > 0 */
 };
 
+/* The options.  Atomic are those that SIGHUP may change while others read them;
+ * of its own kind is what has a lock, or only the main thread looks at. */
 struct conf {
 	char *nfs_backend;
 	unsigned nfs_version;		/* 0 = auto */
-	unsigned nfs_port, nfs_mount_port, nfs_connections, nfs_timeout;
+	unsigned nfs_port, nfs_mount_port, nfs_connections;
+	_Atomic unsigned nfs_timeout;
 	unsigned nfs_uid, nfs_gid;
 	char *cache_dir;
 	struct amount cache_size, cache_min_free, cache_pin_max;
 	uint64_t cache_block_size;
-	unsigned cache_fill;		/* percent */
-	unsigned cache_eviction, cache_consistency, cache_ttl;
-	uint64_t cache_min_file_size, cache_max_file_size, cache_scrub;
-	char *cache_include, *cache_exclude;
-	unsigned cache_checksum, cache_offline, cache_offline_max_age;
+	_Atomic unsigned cache_fill;	/* percent */
+	unsigned cache_eviction, cache_consistency;
+	_Atomic unsigned cache_ttl, cache_offline, cache_offline_max_age;
+	_Atomic uint64_t cache_min_file_size, cache_max_file_size;
+	char *cache_include, *cache_exclude;	/* under conf_lock */
+	uint64_t cache_scrub;
+	unsigned cache_checksum;
 	unsigned use_io_uring, queue_depth, polling_mode, sq_poll_idle_ms;
 	unsigned io_poll, fixed_buffers, use_hugepages, direct_io, splice;
 	uint64_t buffer_memory;
@@ -305,11 +311,13 @@ struct obj {
 /* The registry of what lies on the cache disk; small, one per object. */
 struct ent {
 	LIST_ENTRY(ent) hash;		/* [s] */
-	TAILQ_ENTRY(ent) lru;		/* [s] */
+	TAILQ_ENTRY(ent) turn;		/* [s] in store.level[] */
 	LIST_HEAD(obj_list, obj) objs;	/* [s] its versions in memory */
 	uint64_t fsid, fileid;		/* [I] */
 	uint64_t bytes;			/* [s] on disk, but for those of objs */
 	uint32_t live;			/* [s] who holds it: not evictable */
+	uint32_t age;			/* [s] store.age when uses was right */
+	uint16_t uses;			/* [s] see evict_pick_locked() */
 	bool pinned, complete;		/* [s] */
 	uint64_t pinned_bytes;		/* [s] of store.pinned */
 	bool found;			/* [s] by the scan, and not used since */

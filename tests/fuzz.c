@@ -432,6 +432,7 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 	(void)argv;
 	logs.level = getenv("FUZZ_VERBOSE") ? LOG_DBG : -1;
 	conf.cache_block_size = 256 * KiB;
+	store_policy(EVICT_LRU);
 	return 0;
 }
 

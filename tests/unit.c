@@ -56,15 +56,6 @@ in_tmp(const char *name)
 
 /* === conf === */
 
-static void
-conf_done(struct conf *c)
-{
-	for (size_t i = 0; i < NCOPTS; i++)
-		if (copts[i].type == C_STR)
-			free(*(char **)(void *)((char *)c + copts[i].at));
-	free(c->fsname);
-}
-
 /* The number that an option has in c: bytes, percent, an index of words. */
 static double
 conf_value(const struct conf *c, const struct copt *o)
@@ -173,7 +164,7 @@ test_conf_options(void)
 		TS(!conf_options(&c, conf_good[i].opts), conf_good[i].opts);
 		TS(conf_value(&c, conf_find(n, '_')) ==
 		    conf_good[i].want, conf_good[i].opts);
-		conf_done(&c);
+		conf_free(&c);
 	}
 	claim("-o sets what it says");
 	for (size_t i = 0; i < COUNTOF(conf_bads); i++) {
@@ -181,7 +172,7 @@ test_conf_options(void)
 		was = c;
 		TS(conf_options(&c, conf_bads[i]), conf_bads[i]);
 		TS(!memcmp(&c, &was, sizeof(c)), conf_bads[i]);
-		conf_done(&c);
+		conf_free(&c);
 	}
 	claim("a bad -o is refused, and sets nothing");
 
@@ -200,7 +191,7 @@ test_conf_options(void)
 	T(!conf_options(&c, "foreground=no,debug=off"));
 	T(!c.foreground && !c.debug);
 	claim("the last of suid, nosuid, dev, nodev, exec and noexec counts");
-	conf_done(&c);
+	conf_free(&c);
 }
 
 /* What holds for every line of the table. */
@@ -244,7 +235,7 @@ test_conf_table(void)
 		TS(conf_set(&c, o, text), text);
 	}
 	claim("every option takes its least and greatest value and no other");
-	conf_done(&c);
+	conf_free(&c);
 
 	FILE *f = fopen(in_tmp("all.ini"), "w");
 
@@ -260,8 +251,8 @@ test_conf_table(void)
 		TS(!copts[i].def || conf_value(&c, &copts[i]) ==
 		    conf_value(&d, &copts[i]), copts[i].key);
 	claim("an ini file of all defaults gives the defaults");
-	conf_done(&c);
-	conf_done(&d);
+	conf_free(&c);
+	conf_free(&d);
 }
 
 static void
@@ -293,11 +284,11 @@ test_conf_ini(void)
 		TS(!conf_ini(&c, in_tmp("one.ini")) == v[i].ok, v[i].text);
 		if (v[i].ok && strchr(v[i].text, '7'))
 			TS(c.nfs_port == 7, v[i].text);
-		conf_done(&c);
+		conf_free(&c);
 	}
 	conf_defaults(&c);
 	T(conf_ini(&c, in_tmp("none.ini")) && conf_ini(&c, tmp));
-	conf_done(&c);
+	conf_free(&c);
 	claim("an ini file is read, or refused for one unknown or bad line");
 }
 
@@ -323,11 +314,11 @@ test_conf_check(void)
 		T(!conf_options(&c, "nfs_backend=/a,cache_dir=/b"));
 		T(!conf_options(&c, v[i].opts));
 		TS((conf_check(&c) == 0) == v[i].ok, v[i].opts);
-		conf_done(&c);
+		conf_free(&c);
 	}
 	conf_defaults(&c);
 	T(conf_check(&c));
-	conf_done(&c);
+	conf_free(&c);
 	claim("options that contradict each other are refused");
 }
 
@@ -806,6 +797,7 @@ make_obj(uint64_t size, uint32_t bs)
 	o->path = strdup("/f");
 	o->rfd = open(in_tmp("data"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	T(!obj_map(o, conf.cache_checksum));
+	o->ent = ent_get_locked(&o->attr.ver, true);
 	return o;
 }
 
@@ -832,8 +824,10 @@ static int
 read_back(const struct obj *o, bool *same)
 {
 	struct obj *n = obj_new(&o->attr);
-	int r = idx_read(n);
+	int r;
 
+	n->ent = o->ent;
+	r = idx_read(n);
 	*same = !r && n->bs == o->bs && n->nblk == o->nblk && n->present ==
 	    o->present && n->pinned == o->pinned &&
 	    !memcmp(n->map, o->map, map_size(o->nblk)) && (!o->sums ||
@@ -1492,7 +1486,7 @@ objects_gone(void)
 			;
 		n = 0;
 		pthread_mutex_lock(&store.lock);
-		TAILQ_FOREACH(e, &store.lru, lru)
+		TAILQ_FOREACH(e, &store.level[0], turn)
 			n += !LIST_EMPTY(&e->objs);
 		pthread_mutex_unlock(&store.lock);
 		if (n == 0)
@@ -1697,7 +1691,7 @@ test_fetch(enum tri uring)
 	store_stop();
 	T(pool.used == 0 && TAILQ_EMPTY(&pool.kept) &&
 	    TAILQ_EMPTY(&pool.waiters) && !store.unwritten);
-	TAILQ_FOREACH(e, &store.lru, lru) {
+	TAILQ_FOREACH(e, &store.level[0], turn) {
 		T(LIST_EMPTY(&e->objs) && !e->live);
 		used += e->bytes;
 	}
@@ -1884,6 +1878,7 @@ main(void)
 	}
 	for (int i = 0; i < KEY_STRIPES; i++)
 		pthread_mutex_init(&store.key[i], NULL);
+	store_policy(EVICT_LRU);
 	test_conf_sizes();
 	test_conf_options();
 	test_conf_table();
