@@ -9070,6 +9070,7 @@ workers_stop(void)
  * only.  One thread, but for those of warm.
  */
 #define MISUSED (-1)			/* its synopsis is to be shown */
+#define STATS_MS 5000			/* stats -p waits for its mounts */
 
 struct value {				/* of the statistics */
 	char name[64];			/* of an inner object's: joined by dots */
@@ -9078,6 +9079,7 @@ struct value {				/* of the statistics */
 };
 
 struct shot {				/* the statistics at one time */
+	const char *mnt;
 	struct value v[256];
 	unsigned n;
 	uint64_t at;			/* now_ms() */
@@ -9114,6 +9116,14 @@ shot_object(struct shot *s, const char *p, const char *prefix)
 	return p + (*p == '}');
 }
 
+/* Take s->json apart. */
+static void
+shot_parse(struct shot *s)
+{
+	s->n = 0;
+	shot_object(s, s->json, "");
+}
+
 /* Ask the daemon of mnt.  0, or EXIT_FAILURE after a sentence. */
 static int
 shot_take(struct shot *s, const char *mnt)
@@ -9122,6 +9132,7 @@ shot_take(struct shot *s, const char *mnt)
 	ssize_t n;
 	int fd;
 
+	s->mnt = mnt;
 	snprintf(path, sizeof(path), "%s" CTL_STATS, mnt);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
@@ -9134,9 +9145,92 @@ shot_take(struct shot *s, const char *mnt)
 	if (n < 0)
 		return fail(EXIT_FAILURE, "%s: %s", path, strerror((int)-n));
 	s->json[n] = '\0';
-	s->n = 0;
-	shot_object(s, s->json, "");
+	shot_parse(s);
 	return 0;
+}
+
+/* Have a child ask the daemon of mnt.  The descriptor from which its JSON can
+ * be read, or -errno. */
+static int
+shot_ask(struct shot *s, const char *mnt, pid_t *pid)
+{
+	int fds[2], r;
+
+	if (pipe2(fds, O_CLOEXEC))
+		return -errno;
+	*pid = fork();
+	if (*pid == 0) {
+		close(STDOUT_FILENO);	/* or its reader may wait for us */
+		r = shot_take(s, mnt);
+		if (!r && write(fds[1], s->json, strlen(s->json)) < 0)
+			r = EXIT_FAILURE;
+		_exit(r);
+	}
+	r = *pid < 0 ? -errno : fds[0];
+	close(fds[1]);
+	if (r < 0)
+		close(fds[0]);
+	return r;
+}
+
+/* Read into s->json what the child has, until the time comes.  0 or -errno. */
+static int
+shot_answer(struct shot *s, int fd, uint64_t until)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	size_t len = 0;
+	ssize_t n;
+
+	do {
+		uint64_t now = now_ms();
+
+		if (poll(&p, 1, now < until ? (int)(until - now) : 0) <= 0)
+			return -ETIMEDOUT;
+		n = read(fd, s->json + len, sizeof(s->json) - 1 - len);
+		if (n < 0)
+			return -errno;
+		len += (size_t)n;
+	} while (n > 0);
+	s->json[len] = '\0';
+	return len ? 0 : -ENODATA;
+}
+
+/*
+ * Ask the daemons of n mounts, all at once.  How many have answered in time:
+ * these are in s, in order; for each of the others there was a sentence.  One
+ * that hangs holds whoever asks it in the kernel, hence the children, and
+ * nobody waits for their end.
+ */
+static int
+shots_take(struct shot *s, char **mnt, int n)
+{
+	uint64_t until = now_ms() + STATS_MS;
+	struct { int fd; pid_t pid; } *child = calloc((size_t)n,
+	    sizeof(*child));
+	int answered = 0, r;
+
+	if (!child)
+		return fail(0, "out of memory");
+	for (int i = 0; i < n; i++)
+		child[i].fd = shot_ask(s, mnt[i], &child[i].pid);
+	for (int i = 0; i < n; i++) {
+		r = child[i].fd;
+		if (r >= 0) {
+			r = shot_answer(&s[answered], child[i].fd, until);
+			close(child[i].fd);
+		}
+		if (r == -ETIMEDOUT)
+			kill(child[i].pid, SIGKILL);
+		if (r < 0 && r != -ENODATA)	/* that child has said why */
+			log_error("%s: %s", mnt[i], r == -ETIMEDOUT ?
+			    "the daemon does not answer" : strerror(-r));
+		if (r < 0)
+			continue;
+		s[answered].mnt = mnt[i];
+		shot_parse(&s[answered++]);
+	}
+	free(child);
+	return answered;
 }
 
 static const struct value *
@@ -9291,20 +9385,22 @@ print_metric(const char *name, const char *type, const char *help)
 	    type);
 }
 
-/* The values that begin with prefix, what follows as the label. */
+/* Begin a sample: the metric and its label mount. */
 static void
-print_labelled(const struct shot *s, const char *prefix, const char *metric,
-    const char *label, const char *mount)
+print_sample(const char *metric, const char *mnt)
 {
-	const struct value *v;
-
-	for (unsigned i = 0; (v = shot_next(s, &i, prefix));)
-		printf("cachefs_%s{mount=\"%s\",%s=\"%s\"} %s\n", metric,
-		    mount, label, v->name + strlen(prefix), v->text);
+	printf("cachefs_%s{mount=\"", metric);
+	for (const char *p = mnt; *p; p++) {
+		if (strchr("\\\"\n", *p))
+			putchar('\\');
+		putchar(*p == '\n' ? 'n' : *p);
+	}
+	putchar('"');
 }
 
+/* From s to end; all of a metric stands together. */
 static void
-print_prometheus(const struct shot *s, const char *mnt)
+print_prometheus(const struct shot *shots, const struct shot *end)
 {
 	static const struct { const char *ours, *theirs, *type, *help; } m[] = {
 #define X(n) { #n, #n "_total", "counter", "See " #n " in cachefs(8)." },
@@ -9321,51 +9417,84 @@ print_prometheus(const struct shot *s, const char *mnt)
 	{ "buffer_bytes_used", "buffer_used_bytes", "gauge",
 	    "Of the pool's memory." },
 	};
-	static const struct { const char *ours, *share; } lat[] = {
-		{ "p50", "0.5" }, { "p99", "0.99" }, { "max", "1" } };
-	char mount[2 * PATH_MAX], *to = mount, name[64];
+	static const struct { const char *ours, *kind, *share; } lat[] = {
+		{ "latency_us.miss.p50", "miss", "0.5" },
+		{ "latency_us.miss.p99", "miss", "0.99" },
+		{ "latency_us.miss.max", "miss", "1" },
+		{ "latency_us.hit.p50", "hit", "0.5" },
+		{ "latency_us.hit.p99", "hit", "0.99" },
+		{ "latency_us.hit.max", "hit", "1" },
+	};
+	static const char *const states[] = { "online", "offline", "degraded" };
+	static const char bypassed[] = "bypass.";
+	const struct shot *s;
+	const struct value *v;
 
-	for (const char *p = mnt; *p && to < mount + sizeof(mount) - 3; p++) {
-		if (strchr("\\\"\n", *p))
-			*to++ = '\\';
-		*to++ = *p == '\n' ? 'n' : *p;
-	}
-	*to = '\0';
 	for (size_t i = 0; i < sizeof(m) / sizeof(m[0]); i++) {
 		print_metric(m[i].theirs, m[i].type, m[i].help);
-		printf("cachefs_%s{mount=\"%s\"} %s\n", m[i].theirs, mount,
-		    shot_value(s, m[i].ours)->text);
+		for (s = shots; s < end; s++) {
+			print_sample(m[i].theirs, s->mnt);
+			printf("} %s\n", shot_value(s, m[i].ours)->text);
+		}
 	}
 	print_metric("bypass_total", "counter",
 	    "What went past the cache or passthrough.");
-	print_labelled(s, "bypass.", "bypass_total", "reason", mount);
+	for (s = shots; s < end; s++)
+		for (unsigned i = 0; (v = shot_next(s, &i, bypassed));) {
+			print_sample("bypass_total", s->mnt);
+			printf(",reason=\"%s\"} %s\n",
+			    v->name + strlen(bypassed), v->text);
+		}
 	print_metric("read_latency_seconds", "gauge",
 	    "Reads by the daemon since it started.");
-	for (int i = 0; i < 6; i++) {
-		const char *kind = i < 3 ? "miss" : "hit";
-
-		snprintf(name, sizeof(name), "latency_us.%s.%s", kind,
-		    lat[i % 3].ours);
-		printf("cachefs_read_latency_seconds{mount=\"%s\",kind=\"%s\","
-		    "share=\"%s\"} %.6f\n", mount, kind,
-		    lat[i % 3].share, shot_num(s, name) / 1e6);
-	}
+	for (s = shots; s < end; s++)
+		for (size_t i = 0; i < sizeof(lat) / sizeof(lat[0]); i++) {
+			print_sample("read_latency_seconds", s->mnt);
+			printf(",kind=\"%s\",share=\"%s\"} %.6f\n", lat[i].kind,
+			    lat[i].share, shot_num(s, lat[i].ours) / 1e6);
+		}
 	print_metric("state", "gauge", "1 for the state that the mount is in.");
-	for (int i = 0; i < 3; i++) {
-		static const char *const states[] = { "online", "offline",
-			"degraded" };
-
-		printf("cachefs_state{mount=\"%s\",state=\"%s\"} %d\n", mount,
-		    states[i], !strcmp(shot_value(s, "state")->text,
-		    states[i]));
-	}
+	for (s = shots; s < end; s++)
+		for (size_t i = 0; i < sizeof(states) / sizeof(states[0]); i++) {
+			print_sample("state", s->mnt);
+			printf(",state=\"%s\"} %d\n", states[i],
+			    !strcmp(shot_value(s, "state")->text, states[i]));
+		}
 	print_metric("info", "gauge", "How the mount works.");
-	printf("cachefs_info{mount=\"%s\",io_engine=\"%s\",passthrough=\"%s\","
-	    "version=\"%s\"} 1\n", mount, shot_value(s, "io_engine")->text,
-	    shot_value(s, "passthrough")->text, CACHEFS_VERSION);
+	for (s = shots; s < end; s++) {
+		print_sample("info", s->mnt);
+		printf(",io_engine=\"%s\",passthrough=\"%s\",version=\"%s\"} "
+		    "1\n", shot_value(s, "io_engine")->text,
+		    shot_value(s, "passthrough")->text, CACHEFS_VERSION);
+	}
 }
 
-/* cachefs stats [-j | -p] [-w SECONDS] MOUNTPOINT */
+/* stats -p of n mounts: those that do not answer are in cachefs_up only. */
+static int
+stats_prometheus(char **mnt, int n)
+{
+	struct shot *shots = calloc((size_t)n, sizeof(*shots));
+	const struct shot *s = shots, *end;
+
+	if (!shots)
+		return fail(EXIT_FAILURE, "out of memory");
+	end = shots + shots_take(shots, mnt, n);
+	print_metric("up", "gauge", "1 if the mount's daemon has answered.");
+	for (int i = 0; i < n; i++) {
+		bool up = s < end && s->mnt == mnt[i];
+
+		print_sample("up", mnt[i]);
+		printf("} %d\n", up);
+		s += up;
+	}
+	if (end > shots)
+		print_prometheus(shots, end);
+	n -= (int)(end - shots);
+	free(shots);
+	return n ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* cachefs stats [-j] [-w SECONDS] MOUNTPOINT | -p MOUNTPOINT... */
 static int
 cmd_stats(int argc, char **argv)
 {
@@ -9385,8 +9514,10 @@ cmd_stats(int argc, char **argv)
 		if (c == 'w' && (*end || !(every >= 0.01 && every <= 1e6)))
 			return MISUSED;
 	}
-	if (argc - optind != 1 || json + prom + (prom && every > 0) > 1)
+	if (prom ? json || every > 0 || argc == optind : argc - optind != 1)
 		return MISUSED;
+	if (prom)
+		return stats_prometheus(argv + optind, argc - optind);
 	for (unsigned line = 0; !r; line++) {
 		struct shot *s = &shots[line % 2];
 
@@ -9395,8 +9526,6 @@ cmd_stats(int argc, char **argv)
 			break;
 		if (json)
 			fputs(s->json, stdout);
-		else if (prom)
-			print_prometheus(s, argv[optind]);
 		else if (every == 0)
 			print_glance(s, argv[optind]);
 		else if (line)
@@ -9829,7 +9958,8 @@ static const struct cmd {
 	const char *name, *synopsis;
 	int (*run)(int argc, char **argv);	/* the exit status, or MISUSED */
 } cmds[] = {
-	{ "stats", "[-j | -p] [-w SECONDS] MOUNTPOINT", cmd_stats },
+	{ "stats", "[-j] [-w SECONDS] MOUNTPOINT | -p MOUNTPOINT...",
+	    cmd_stats },
 	{ "ls", "[-r] [-j] PATH...", cmd_ls },
 	{ "warm", "[-q] [-n JOBS] [-T LISTFILE] PATH...", cmd_warm },
 	{ "evict", "PATH...", cmd_file },

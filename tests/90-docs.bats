@@ -157,7 +157,7 @@ alike() { # A B
 	[ "$(completed "$CACHEFS" -o nfs_version=3,cache_che)" = 3,cache_checksum= ]
 	[ "$(completed "$CACHEFS" -o cache_checksum= | xargs)" = "yes no" ]
 	[ "$(completed "$CACHEFS" sta)" = stats ]
-	[ "$(completed "$CACHEFS" stats - | xargs)" = "-j -p -w" ]
+	[ "$(completed "$CACHEFS" stats - | xargs)" = "-j -w -p" ]
 	[ "$(completed "$CACHEFS" warm - | xargs)" = "-q -n -T" ]
 	[ "$(completed "$CACHEFS" un)" = unpin ]
 	[ "$(completed "$CACHEFS" verify -)" = -r ]
