@@ -209,12 +209,14 @@ lint-cppcheck: cachefs.c cachefs.h
 
 lint-sh:
 	shellcheck -x $(wildcard tests/*.sh tests/*.bash tests/*.bats .ci/run \
-	    tests/guest tests/guest.d/job)
+	    tests/guest tests/guest.d/job contrib/cachefs-textfile)
 
 lint-man:
 	mandoc -T lint -W warning cachefs.8
 
 # --- Installing -----------------------------------------------------------
+
+UNITS	= cachefs@.service cachefs-textfile.service cachefs-textfile.timer
 
 # Installs what is built; builds only what is not, so that `sudo make install`
 # never rebuilds with other flags.
@@ -231,20 +233,30 @@ ifneq ($(wildcard contrib/cachefs.bash-completion),)
 	install -m 644 contrib/cachefs.bash-completion \
 	    '$(DESTDIR)$(BASHCOMPDIR)/cachefs'
 endif
-ifneq ($(wildcard contrib/cachefs@.service),)
+ifneq ($(wildcard contrib/cachefs-textfile),)
+	install -m 755 contrib/cachefs-textfile '$(DESTDIR)$(SBINDIR)'
+endif
+ifneq ($(wildcard contrib/grafana-dashboard.json),)
+	install -m 644 contrib/grafana-dashboard.json '$(DESTDIR)$(DOCDIR)'
+endif
+ifneq ($(wildcard $(UNITS:%=contrib/%)),)
 	install -d '$(DESTDIR)$(UNITDIR)'
-	sed 's|/usr/sbin/cachefs|$(SBINDIR)/cachefs|' contrib/cachefs@.service \
-	    >'$(DESTDIR)$(UNITDIR)/cachefs@.service'
-	chmod 644 '$(DESTDIR)$(UNITDIR)/cachefs@.service'
+	for u in $(notdir $(wildcard $(UNITS:%=contrib/%))); do \
+		sed 's|/usr/sbin/cachefs|$(SBINDIR)/cachefs|' "contrib/$$u" \
+		    >'$(DESTDIR)$(UNITDIR)'/"$$u" && \
+		chmod 644 '$(DESTDIR)$(UNITDIR)'/"$$u" || exit; \
+	done
 endif
 
 uninstall:
 	rm -f '$(DESTDIR)$(SBINDIR)/cachefs' \
+	    '$(DESTDIR)$(SBINDIR)/cachefs-textfile' \
 	    '$(DESTDIR)$(MOUNTDIR)/mount.cachefs' \
 	    '$(DESTDIR)$(MANDIR)/man8/cachefs.8' \
 	    '$(DESTDIR)$(DOCDIR)/cachefs.ini.example' \
+	    '$(DESTDIR)$(DOCDIR)/grafana-dashboard.json' \
 	    '$(DESTDIR)$(BASHCOMPDIR)/cachefs' \
-	    '$(DESTDIR)$(UNITDIR)/cachefs@.service'
+	    $(UNITS:%='$(DESTDIR)$(UNITDIR)/%')
 	-rmdir '$(DESTDIR)$(DOCDIR)' 2>/dev/null
 
 # What is committed, the same bytes every time.

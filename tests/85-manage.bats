@@ -304,3 +304,145 @@ complete_below() { # DIR -> how many files
 			fail "no $name"
 	done
 }
+
+# Mount $EXPORT once more, on $WORK/NAME.
+one_more() { # NAME
+	MNT=$WORK/$1 CACHE=$WORK/cache.$1
+	mkdir -p "$MNT"
+	BACKEND=$EXPORT start_cachefs
+}
+
+# Show FROM on TO, too.
+bind() { # FROM TO
+	mkdir "$2"
+	mount --bind "$1" "$2"
+	undo unbind "$2"
+}
+
+unbind() { # DIR...
+	local dir
+	for dir; do
+		! mountpoint -q "$dir" || umount "$dir"
+	done
+}
+
+# Prometheus reads FILE, and all of a metric stands together.
+is_prom() { # FILE
+	PATH=$PATH:$ROOT/build/deps/promtool promtool check metrics <"$1"
+	awk -F '[{ ]' '/^#/ { next }
+	    $1 != last && seen[$1]++ { print "apart: " $1; bad = 1 }
+	    { last = $1 }
+	    END { exit bad }' "$1"
+}
+
+# The textfile collector's script.  It finds all mounts of the machine; only
+# ours are asked.
+textfile() { # ARG...
+	cat >"$WORK/ours" <<-END
+		#!/bin/bash
+		for a; do
+			[[ \$a != /* || \$a == $WORK/* ]] && args+=("\$a")
+		done
+		exec $CACHEFS "\${args[@]}"
+	END
+	chmod +x "$WORK/ours"
+	CACHEFS=$WORK/ours timeout $((30 * SLOW)) \
+	    "$ROOT/contrib/cachefs-textfile" "$@"
+}
+
+@test "cachefs-textfile writes one file of all mounts, each once, that Prometheus reads" {
+	need root promtool
+	make_file "$EXPORT/d" 1K
+	mkdir "$EXPORT/e" "$WORK/prom"
+	one_more mnt1
+	head -c 1 "$MNT/d" >/dev/null
+	bind "$MNT" "$WORK/bound"
+	# the second one is on a path with all that must be escaped
+	one_more mnt2
+	odd=$WORK/$'o \t"2"\\040\n'
+	bind "$MNT/e" "$WORK/part"
+	bind "$MNT" "$odd"
+	umount "$MNT"
+	echo old >"$WORK/prom/cachefs.prom"
+	exec 5<"$WORK/prom/cachefs.prom"
+	textfile "$WORK/prom"
+	unbind "$WORK/bound" "$WORK/part" "$odd"
+	is_prom "$WORK/prom/cachefs.prom"
+	[ "$(grep -c '^cachefs_up{' "$WORK/prom/cachefs.prom")" = 2 ]
+	for sample in 'up{mount="WORK/mnt1"} 1' \
+	    'opens_buffered_total{mount="WORK/mnt1"} 1' \
+	    $'up{mount="WORK/o \t\\"2\\"\\\\040\\n"} 1' \
+	    $'opens_buffered_total{mount="WORK/o \t\\"2\\"\\\\040\\n"} 0'; do
+		grep -qxF -e "cachefs_${sample/WORK/$WORK}" \
+		    "$WORK/prom/cachefs.prom" || fail "no $sample"
+	done
+	# replaced, not written into; readable; nothing left behind
+	[ "$(cat <&5)" = old ]
+	[ "$(stat -c %a "$WORK/prom/cachefs.prom")" = 644 ]
+	[ "$(ls -A "$WORK/prom")" = cachefs.prom ]
+	not textfile "$WORK/noprom"
+}
+
+@test "cachefs-textfile reports mounts that live beside one that died and one that hangs" {
+	need root promtool
+	mkdir "$WORK/prom"
+	one_more mnt1
+	kill_cachefs KILL
+	one_more mnt2
+	kill -STOP "$CACHEFS_PID"
+	one_more mnt3
+	textfile "$WORK/prom" 2>"$WORK/why.log"
+	kill -CONT "$(cat "$WORK/mnt2.pid")"
+	is_prom "$WORK/prom/cachefs.prom"
+	sed -nE "s|^cachefs_up\{mount=\"$WORK/(.*)\"\}|\1|p" \
+	    "$WORK/prom/cachefs.prom" >"$WORK/up"
+	diff - "$WORK/up" <<<$'mnt1 0\nmnt2 0\nmnt3 1'
+	grep -q "^cachefs_state{mount=\"$WORK/mnt3\",state=\"online\"} 1" \
+	    "$WORK/prom/cachefs.prom"
+	[ "$(grep -c '^cachefs_objects{' "$WORK/prom/cachefs.prom")" = 1 ]
+	[ "$(wc -l <"$WORK/why.log")" = 2 ]
+	grep -q 'mnt1: Transport endpoint is not connected$' "$WORK/why.log"
+	grep -q 'mnt2: the daemon does not answer$' "$WORK/why.log"
+	force_unmount "$WORK/mnt1"
+}
+
+@test "the dashboard is one of Grafana, and asks for nothing that stats -p lacks" {
+	need promtool
+	local board=$ROOT/contrib/grafana-dashboard.json
+	make_file "$EXPORT/f" 1M
+	BACKEND=$EXPORT start_cachefs
+	head -c 1 "$MNT/f" >/dev/null
+	"$CACHEFS" stats -p "$MNT" >"$WORK/prom"
+	# shellcheck disable=SC2016	# Grafana's variables
+	jq -e '.schemaVersion >= 38 and .__inputs[0].pluginId == "prometheus" and
+	    ([.templating.list[].name] == ["instance", "mount"]) and
+	    ([.panels[].id] | length > 9 and length == (unique | length)) and
+	    ([.panels[].title] | length == (unique | length)) and
+	    all(.panels[], .templating.list[];
+	    .datasource.uid == "${DS_PROMETHEUS}")' "$board"
+	# no panel over another
+	jq -e '[.panels[].gridPos | range(.x; .x + .w) as $x |
+	    range(.y; .y + .h) as $y | [$x, $y]] |
+	    length == (unique | length) and all(.[]; .[0] < 24)' "$board"
+	jq -r '.panels[].targets[].expr' "$board" >"$WORK/exprs"
+	jq -r '.templating.list[].query.query' "$board" >"$WORK/queries"
+	cat "$WORK/exprs" "$WORK/queries" | grep -oE 'cachefs_[a-z_0-9]+' |
+		sort -u >"$WORK/names"
+	[ "$(wc -l <"$WORK/names")" -gt 20 ]
+	while read -r name; do
+		grep -q "^$name{" "$WORK/prom" || fail "stats -p has no $name"
+	done <"$WORK/names"
+	# and the labels with their values, as in state="online"
+	grep -oE '[a-z]+="[^"]*"' "$WORK/exprs" | sort -u >"$WORK/labels"
+	[ -s "$WORK/labels" ]
+	while read -r label; do
+		grep -qF ",$label" "$WORK/prom" || fail "stats -p has no $label"
+	done <"$WORK/labels"
+	# it is PromQL: as rules, which are JSON, and so YAML
+	# shellcheck disable=SC2016
+	sed 's/\$__rate_interval/1m/g' "$WORK/exprs" | jq -nR '{groups: [{
+	    name: "board", rules: [inputs | {expr: .}] | to_entries |
+	    map(.value + {record: "r\(.key)"})}]}' >"$WORK/rules.json"
+	PATH=$PATH:$ROOT/build/deps/promtool promtool check rules \
+	    "$WORK/rules.json"
+}
