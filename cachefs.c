@@ -2078,6 +2078,7 @@ path_is_aside(const char *path)
 #define LEVELS 16			/* of use: a power of two each */
 #define USES_MAX UINT16_MAX
 #define LFU_HALVE 8			/* evictions for each that is cached */
+#define EXTENT_BYTES 32			/* of ext4 and xfs, in trees half full */
 
 static const struct backend *be;
 static atomic_bool backend_down;	/* the server does not answer */
@@ -2541,31 +2542,35 @@ evict_for(uint64_t bytes)
 	return fits || evict_one();
 }
 
-/* What the index of o may take, beside the one that it replaces. */
+/* What o may take on disk beside its data: its index and the one that this
+ * replaces, and what the file system has to note where each block lies. */
 static uint64_t
-idx_room(const struct obj *o)
+obj_room(const struct obj *o)
 {
 	return 2 * ROUND_UP(sizeof(struct disk_index) + map_size(o->nblk) +
-	    (conf.cache_checksum ? o->nblk * 8 : 0), DIO_ALIGN);
+	    (conf.cache_checksum ? o->nblk * 8 : 0), DIO_ALIGN) +
+	    ROUND_UP(o->nblk * EXTENT_BYTES, DIO_ALIGN);
 }
 
-/* Reserve room for bytes of o before they are fetched, and with its first ones
- * for its index; obj_charge() knows better later.  0, or -ENOSPC and why not. */
+/* Reserve room for bytes of o before they are fetched, and with the first ones
+ * for what goes with them; obj_charge() knows better later.  0, or -ENOSPC and
+ * why not. */
 static int
 store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 {
-	uint64_t idx;
+	uint64_t room = 0;
 
 	*why = store.disk && now_ms() < store.retry_at ? R_degraded :
 	    store.limit && !store.scanned ? R_scan : R_no_space;
 	for (int tries = 0; tries < 2 && *why == R_no_space; tries++) {
-		if (tries && !evict_for(bytes + idx_room(o)))
+		if (tries && !evict_for(bytes + room))
 			break;
 		GUARD(&store.lock);
-		idx = o->bytes ? 0 : idx_room(o);
-		if (!store_missing_locked(bytes + idx)) {
-			o->bytes += bytes + idx;
-			store.used += bytes + idx;
+		room = o->room ? 0 : obj_room(o);
+		if (!store_missing_locked(bytes + room)) {
+			o->room = true;
+			o->bytes += bytes + room;
+			store.used += bytes + room;
 			store.unwritten += bytes;
 			return 0;
 		}
@@ -2594,8 +2599,8 @@ obj_present(struct obj *o)
 	return o->present;
 }
 
-/* Charge o for its index and the bytes of its data that lie on disk, and note
- * if that is all of it. */
+/* Charge o for its index and the bytes that its data takes on disk, no longer
+ * for what it had reserved, and note if that is all of it. */
 static void
 obj_charge(struct obj *o, uint64_t data)
 {
@@ -2607,6 +2612,7 @@ obj_charge(struct obj *o, uint64_t data)
 	GUARD(&store.lock);
 	store.used += bytes - o->bytes;
 	o->bytes = bytes;
+	o->room = false;
 	if (o->superseded)
 		return;
 	store.ncomplete += (uint64_t)complete - e->complete;
@@ -3213,6 +3219,7 @@ ckpt_done(const struct idx_job *j, bool quit)
 {
 	struct obj *o = j->o;
 	bool same = false, last = false;
+	struct stat st = { 0 };
 
 	o->saved_ms = now_ms();
 	if (j->r) {
@@ -3226,8 +3233,11 @@ ckpt_done(const struct idx_job *j, bool quit)
 		if (same && o->complete)
 			obj_close_direct(o);
 	}
-	if (same && o->complete)
-		obj_charge(o, obj_bytes(o, 0, o->nblk));
+	if (same && o->complete) {
+		fstat(o->rfd, &st);	/* some count blocks only later */
+		obj_charge(o, MAX((uint64_t)st.st_blocks * 512,
+		    obj_bytes(o, 0, o->nblk)));
+	}
 	return same;
 }
 
@@ -3351,7 +3361,8 @@ scan_object(const char *name)
 		nanos(idx.st_mtim.tv_sec, idx.st_mtim.tv_nsec) };
 	e->found = true;
 	e->live = 1;
-	e->bytes = (uint64_t)(idx.st_blocks + data.st_blocks) * 512;
+	e->bytes = (uint64_t)data.st_blocks * 512 +	/* as obj_charge() */
+	    ROUND_UP((uint64_t)idx.st_size, DIO_ALIGN);
 	ent_pin_locked(e, h.flags & IDX_PINNED, h.ver.size);
 	e->complete = h.flags & IDX_COMPLETE;
 	store.ncomplete += e->complete;

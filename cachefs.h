@@ -268,6 +268,7 @@ struct obj {
 	LIST_ENTRY(obj) versions;	/* [s] of the same file */
 	struct ent *ent;		/* [I] its line in the registry */
 	uint64_t bytes;			/* [s] on disk: allocated and reserved */
+	bool room;			/* [s] in these there is obj_room() */
 	struct attr attr;		/* [I] */
 	char *_Atomic path;		/* [a] by which it was opened first;
 					 * NULL: it never was, see obj_name() */

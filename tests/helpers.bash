@@ -330,7 +330,7 @@ netns_link() { # up | down [NAME]
 }
 
 # An empty ext4 (or xfs) of SIZE on a loop device, mounted on $WORK/NAME.
-loop_disk() { # NAME SIZE [xfs]
+loop_disk() { # NAME SIZE [xfs | ext4 MKFS-ARG...]
 	need root loop
 	mkdir "$WORK/$1"
 	truncate -s "$2" "$WORK/$1.img"
@@ -338,7 +338,7 @@ loop_disk() { # NAME SIZE [xfs]
 		mkfs.xfs -q "$WORK/$1.img"
 		mount -o loop "$WORK/$1.img" "$WORK/$1"
 	else
-		mkfs.ext4 -q -F -m 0 "$WORK/$1.img"
+		mkfs.ext4 -q -F -m 0 "${@:4}" "$WORK/$1.img"
 		mount -o loop,errors=remount-ro "$WORK/$1.img" "$WORK/$1"
 	fi
 	undo umount -l "$WORK/$1"
