@@ -2078,6 +2078,7 @@ path_is_aside(const char *path)
 #define LEVELS 16			/* of use: a power of two each */
 #define USES_MAX UINT16_MAX
 #define LFU_HALVE 8			/* evictions for each that is cached */
+#define OBJ_FILES 3			/* data, index and the next index */
 #define EXTENT_BYTES 32			/* of ext4 and xfs, in trees half full */
 
 static const struct backend *be;
@@ -2100,6 +2101,7 @@ static struct {
 	uint64_t evictions;		/* since then */
 	uint64_t used;			/* bytes, reservations included */
 	uint64_t unwritten;		/* of these not on disk yet */
+	uint64_t roomy;			/* objects that may yet make files */
 	uint64_t nents, ncomplete;
 	uint64_t pinned, pin_max;	/* bytes of pinned files */
 	atomic_bool scanned;		/* [a] `used` knows the whole cache */
@@ -2524,7 +2526,8 @@ store_missing_locked(uint64_t bytes)
 	if (fstatvfs(store.dir, &sv))
 		return 0;		/* the write itself will tell */
 	avail = (uint64_t)sv.f_bavail * sv.f_frsize;
-	if (sv.f_files && sv.f_favail < store.min_inodes)
+	if (sv.f_files && sv.f_favail < store.min_inodes +
+	    (store.roomy + 1) * OBJ_FILES)
 		return bytes;
 	return avail < need ? need - avail : 0;
 }
@@ -2568,6 +2571,7 @@ store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 		GUARD(&store.lock);
 		room = o->room ? 0 : obj_room(o);
 		if (!store_missing_locked(bytes + room)) {
+			store.roomy += !o->room;
 			o->room = true;
 			o->bytes += bytes + room;
 			store.used += bytes + room;
@@ -2612,6 +2616,7 @@ obj_charge(struct obj *o, uint64_t data)
 	GUARD(&store.lock);
 	store.used += bytes - o->bytes;
 	o->bytes = bytes;
+	store.roomy -= o->room;
 	o->room = false;
 	if (o->superseded)
 		return;
@@ -3053,6 +3058,7 @@ obj_put(struct obj *o)
 		if (--o->refs > 0)
 			return;
 		LIST_REMOVE(o, versions);
+		store.roomy -= o->room;
 		/* or it was but room for an index that was not written */
 		if (!o->superseded && (o->present || o->saved || o->bypass)) {
 			e->bytes = o->bytes;
@@ -3589,6 +3595,30 @@ store_renew(void)
 }
 
 static void tree_scan(void);
+static bool fetch_forget(struct obj *o, bool stored);
+
+/* Nothing can be evicted: have an object that buffers hold, kept for readers who
+ * may never come, do without those that lie on disk.  False: there is none. */
+static bool
+evict_release(void)
+{
+	struct obj *held[64];
+	struct ent *e;
+	size_t n = 0;
+	bool any = false;
+
+	WITH_LOCK(&store.lock)
+		TAILQ_FOREACH(e, &store.lru, lru)
+			if (!e->pinned && !LIST_EMPTY(&e->objs) && n < 64) {
+				held[n] = LIST_FIRST(&e->objs);
+				held[n++]->refs++;
+			}
+	for (size_t i = 0; i < n; i++) {
+		any = any || fetch_forget(held[i], true);
+		obj_put(held[i]);
+	}
+	return any;
+}
 
 /* Scans once, then keeps use below the watermarks (95 % of the limit), and has
  * a cache directory. */
@@ -3611,7 +3641,7 @@ evict_thread(void *arg)
 			    20;
 			more = store_missing_locked(slack) > 0;
 		}
-		more = more && evict_for(slack);
+		more = more && (evict_for(slack) || evict_release());
 		if (now_ms() < next)
 			continue;
 		if (!store_removed(store.objects) || store_renew())
@@ -4617,25 +4647,28 @@ fetch_reclaim(void)
 	return false;
 }
 
-/* Free what is kept of o, which is of no more use. */
-static void
-fetch_forget(struct obj *o)
+/* Free what is kept of o, or only what is stored, too.  False: nothing is. */
+static bool
+fetch_forget(struct obj *o, bool stored)
 {
 	LIST_HEAD(, fetch) gone = LIST_HEAD_INITIALIZER(gone);
 	struct fetch *f, *next;
+	bool any = false;
 
 	WITH_LOCK(&o->lock)
 		for (int i = 0; o->tab && i < OBJ_BUCKETS; i++)
 			for (f = LIST_FIRST(&o->tab[i]); f; f = next) {
 				next = LIST_NEXT(f, hash);
 				if (!f->refs && f->state == F_KEPT &&
+				    (f->store || !stored) &&
 				    fetch_unhook_locked(f))
 					LIST_INSERT_HEAD(&gone, f, hash);
 			}
-	while ((f = LIST_FIRST(&gone))) {
+	for (; (f = LIST_FIRST(&gone)); any = true) {
 		LIST_REMOVE(f, hash);
 		fetch_free(f);
 	}
+	return any;
 }
 
 /* Tell the filler that something changed. */
@@ -4849,9 +4882,9 @@ fetch_reserve(struct fetch *f)
 
 	if (!r && (r = obj_create(o))) {
 		store_settle(o, bytes, true);
-		if (r != -ESTALE)
+		why = r == -ESTALE ? R_changing : R_degraded;
+		if (why == R_degraded)
 			store_degrade("create", r);
-		why = R_degraded;
 	}
 	f->store = r == 0;
 	if (r && !o->bypass) {		/* that one was counted before */
@@ -5080,9 +5113,10 @@ fill_step(struct obj *o)
 			COUNT(fills_failed, 1);
 			return false;
 		}
-		if (!size) {		/* look once more for what failed */
+		/* look once more for what failed, or is kept but not stored */
+		if (!size) {
 			o->fill_pos = 0;
-			if (from_start)
+			if (from_start && (busy || !fetch_forget(o, false)))
 				return busy > 0;
 			continue;
 		}
@@ -8875,7 +8909,7 @@ op_ioctl(const char *path, unsigned cmd, void *arg, struct fuse_file_info *fi,
 	if (w->op == CACHEFS_EVICT) {
 		r = obj_evict(f->o);
 		if (!r)
-			fetch_forget(f->o);
+			fetch_forget(f->o, false);
 		return r;
 	}
 	return w->op == CACHEFS_PIN || w->op == CACHEFS_UNPIN ?
