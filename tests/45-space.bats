@@ -208,9 +208,12 @@ grow() { # FILE
 	for f in a b c d; do
 		make_file "$EXPORT/$f" 3M
 	done
-	BACKEND=$EXPORT start_cachefs cache_size=8M,cache_pin_max=100%
+	BACKEND=$EXPORT
+	start_cachefs cache_size=8M,cache_pin_max=100%
 	"$CACHEFS" warm -q "$MNT/a" "$MNT/b"
 	"$CACHEFS" pin "$MNT/a" "$MNT/b"
+	stop_cachefs			# no buffers hold them now
+	start_cachefs cache_size=8M,cache_pin_max=100%
 	for _ in 1 2 3; do
 		same "$EXPORT/c" "$MNT/c"
 		same "$EXPORT/d" "$MNT/d"
