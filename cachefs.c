@@ -40,7 +40,7 @@
  *	scrubber	compares blocks with their checksums, now and then
  *
  * Lock ranks: a thread that holds one takes only ones further right.
- *	aside stripe > store key stripe > names > store.evicting > store >
+ *	aside stripe > store.evicting > store key stripe > names > store >
  *	fill/ckpt > object > backend queue > pool > reqs > log
  * No lock but the two stripes is held across backend calls, disk I/O or
  * notifications of the kernel.  An aside stripe is held by a LOOKUP while
@@ -2532,6 +2532,34 @@ store_missing_locked(uint64_t bytes)
 	return avail < need ? need - avail : 0;
 }
 
+static bool fetch_forget(struct obj *o, bool stored);
+static void obj_put(struct obj *o);
+
+/* Nothing can be evicted: have the objects that buffers hold, kept for readers
+ * who may never come, do without those that lie on disk.  False: there are none. */
+static bool
+evict_release(void)
+{
+	struct obj *held[64];
+	struct ent *e;
+	size_t n = 0;
+	bool any = false;
+
+	WITH_LOCK(&store.lock)
+		for (int l = 0; l < LEVELS; l++)
+			TAILQ_FOREACH(e, &store.level[l], turn)
+				if (!e->pinned && !LIST_EMPTY(&e->objs) &&
+				    n < 64) {
+					held[n] = LIST_FIRST(&e->objs);
+					held[n++]->refs++;
+				}
+	for (size_t i = 0; i < n; i++) {
+		any = any || fetch_forget(held[i], true);
+		obj_put(held[i]);
+	}
+	return any;
+}
+
 /* Evict the next object if so many bytes don't fit now.  Many may want room at
  * once, which one file often makes.  False: there is none. */
 static bool
@@ -2542,7 +2570,7 @@ evict_for(uint64_t bytes)
 	GUARD(&store.evicting);
 	WITH_LOCK(&store.lock)
 		fits = !store_missing_locked(bytes);
-	return fits || evict_one();
+	return fits || evict_one() || (evict_release() && evict_one());
 }
 
 /* What o may take on disk beside its data: its index and the one that this
@@ -3595,30 +3623,6 @@ store_renew(void)
 }
 
 static void tree_scan(void);
-static bool fetch_forget(struct obj *o, bool stored);
-
-/* Nothing can be evicted: have an object that buffers hold, kept for readers who
- * may never come, do without those that lie on disk.  False: there is none. */
-static bool
-evict_release(void)
-{
-	struct obj *held[64];
-	struct ent *e;
-	size_t n = 0;
-	bool any = false;
-
-	WITH_LOCK(&store.lock)
-		TAILQ_FOREACH(e, &store.lru, lru)
-			if (!e->pinned && !LIST_EMPTY(&e->objs) && n < 64) {
-				held[n] = LIST_FIRST(&e->objs);
-				held[n++]->refs++;
-			}
-	for (size_t i = 0; i < n; i++) {
-		any = any || fetch_forget(held[i], true);
-		obj_put(held[i]);
-	}
-	return any;
-}
 
 /* Scans once, then keeps use below the watermarks (95 % of the limit), and has
  * a cache directory. */
@@ -3641,7 +3645,7 @@ evict_thread(void *arg)
 			    20;
 			more = store_missing_locked(slack) > 0;
 		}
-		more = more && (evict_for(slack) || evict_release());
+		more = more && evict_for(slack);
 		if (now_ms() < next)
 			continue;
 		if (!store_removed(store.objects) || store_renew())

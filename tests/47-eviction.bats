@@ -48,8 +48,7 @@ history() { # POLICY [OPT...]
 
 @test "lru, lfu and sieve beside Belady's optimum; sieve and lfu survive a scan" {
 	"$BUILD/evictsim" >"$WORK/table"
-	cat "$WORK/table" >&3
-	sed 's/^/# /' "$WORK/table" >&2
+	sed "s/^/# /" "$WORK/table" >&3
 	[ "$(wc -l <"$WORK/table")" = 6 ]
 	share() { # TRACE COLUMN -> per mille
 		awk -v t="$1" -v c="$2" '$1 == t { print int($c * 10) }' \
