@@ -3380,10 +3380,10 @@ scan_object(const char *name)
 	    !fstat(fd, &idx) && !fstatat(store.objects, key_path(&v, "", p),
 	    &data, AT_SYMLINK_NOFOLLOW);
 	sys_close(&fd);
-	if (!whole || tmp)
+	if (!whole || tmp) {
 		unlinkat(store.objects, key_path(&v, file + 32, p), 0);
-	if (!whole || strcmp(file + 32, ".idx"))
 		return;
+	}
 	GUARD(&store.lock);
 	f = reallocarray(store.found, store.nfound + 1, sizeof(*f));
 	store.found = f ? f : store.found;
