@@ -260,6 +260,9 @@ complete_below() { # DIR -> how many files
 		says 2 'invalid option.*Z' "$cmd" -Z "$MNT"
 	done
 	says 2 '-n 0: 1 to 64' warm -n 0 "$MNT"
+	# of many each is named
+	not "$CACHEFS" ls "$MNT"/none{1..30} 2>"$WORK/why.log"
+	[ "$(grep -c 'none[0-9]*: No such file' "$WORK/why.log")" = 30 ]
 	kill_cachefs KILL
 	says 1 'the daemon of this mount has ended' ls "$MNT"
 	force_unmount "$MNT"
