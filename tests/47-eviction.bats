@@ -33,15 +33,15 @@ left() {
 
 # Four files fit.  a was opened five times, b three times, c and d once; c and
 # d, and then a and b, were used last.  Then, after a restart, come three more.
-history() { # POLICY [OPT...]
-	start_cachefs cache_size=18M cache_fill=0 cache_scrub=0 cache_eviction="$@"
+history() { # POLICY
+	start_cachefs cache_size=18M cache_fill=0 cache_scrub=0 cache_eviction="$1"
 	cached a b c d
 	for f in c d a a a a b b; do
 		[ "$f" = c ] || [ "$f" = d ] || cat "$MNT/$f" >/dev/null
 	done
 	[ "$(left)" = abcd ]
 	stop_cachefs
-	start_cachefs cache_size=18M cache_fill=0 cache_scrub=0 cache_eviction="$@"
+	start_cachefs cache_size=18M cache_fill=0 cache_scrub=0 cache_eviction="$1"
 	wait_until 20 scanned 4
 	cached e f g
 }

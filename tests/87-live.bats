@@ -149,7 +149,7 @@ reread() { # REGEX
 	ini cache.exclude='x y z'
 	launch -f -c "$INI" "$MNT"
 	for i in $(seq 50); do
-		ini cache.exclude="x $i" cache.fill=$i cache.size=$((64 + i))M
+		ini cache.exclude="x $i" cache.fill="$i" cache.size=$((64 + i))M
 		kill -HUP "$CACHEFS_PID"
 		kill -USR1 "$CACHEFS_PID"
 		cmp "$EXPORT/f" "$MNT/f"
