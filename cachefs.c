@@ -1089,10 +1089,11 @@ static void
 conf_take(const struct copt *o, struct conf *c, struct conf *new)
 {
 	void *to = (char *)c + o->at, *from = (char *)new + o->at;
-	char *old = *(char **)to;
+	char *old;
 
 	if (o->type == C_STR) {
 		GUARD(&conf_lock);
+		old = *(char **)to;
 		*(char **)to = *(char **)from;
 		*(char **)from = old;
 	} else if (o->type == C_AMOUNT) {
@@ -3072,8 +3073,15 @@ obj_undo(struct ent *e, const struct version *v)
 		store_unlink(v);
 }
 
-/* Drop a reference; the last one notes the time of use and frees o.  Callers
- * hold no lock. */
+/* o was used until now: note it on disk, for the next start. */
+static void
+obj_used(const struct obj *o)
+{
+	if (o->saved && !o->superseded)
+		idx_stamp(o, ".idx");
+}
+
+/* Drop a reference; the last one frees o.  Callers hold no lock. */
 static void
 obj_put(struct obj *o)
 {
@@ -3095,8 +3103,6 @@ obj_put(struct obj *o)
 			empty = !o->superseded && o->rfd >= 0;
 		}
 	}
-	if (o->saved && !o->superseded && o->path)
-		idx_stamp(o, ".idx");
 	bytes = o->bytes;
 	obj_free(o);
 	if (empty)
@@ -5554,13 +5560,15 @@ scrub_block(struct obj *o, int fd, uint64_t b, char *buf)
 {
 	size_t len = MIN(o->bs, o->attr.ver.size - b * o->bs);
 	uint64_t sum = 0;
+	struct fetch *f;
 	bool there = false;
 	ssize_t n;
 
 	for (int tries = 0; tries < 2; tries++) {
 		WITH_LOCK(&o->lock) {
+			f = fetch_find_locked(o, b * o->bs);
 			there = o->sums && obj_present_locked(o, b * o->bs) &&
-			    !fetch_find_locked(o, b * o->bs);
+			    (!f || (f->state == F_KEPT && f->store));
 			sum = there ? o->sums[b] : 0;
 		}
 		if (!there)
@@ -8485,6 +8493,7 @@ op_release(const char *path, struct fuse_file_info *fi)
 			obj_backing_put(f->o);
 		stream_end(&f->stream);
 		pthread_mutex_destroy(&f->stream.lock);
+		obj_used(f->o);
 		obj_put(f->o);
 		if (o)
 			obj_put(o);
@@ -8539,6 +8548,7 @@ op_read_path(const char *path, char *buf, size_t size, uint64_t off)
 		return -ENOMEM;
 	n = obj_read(o, &s, buf, size, off, NULL);
 	stream_end(&s);
+	obj_used(o);
 	obj_put(o);
 	return n;
 }

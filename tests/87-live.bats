@@ -75,6 +75,10 @@ reread() { # REGEX
 		cat "$MNT/$f" >/dev/null
 		wait_complete "$MNT/$f"
 	done
+	for f in 'a 3' 'b 1' 'c 1' 'd 1'; do
+		# shellcheck disable=SC2086 # two words
+		wait_until 20 used_is $f
+	done
 	ini cache.size=18M cache.fill=0 cache.scrub=0 cache.eviction=lfu
 	reread 'cache_eviction has changed'
 	cat "$MNT/e" >/dev/null
@@ -110,6 +114,13 @@ reread() { # REGEX
 	reread 'cache_block_size changes with the next mount'
 	not logged cache_fill
 	not logged queue_depth
+	make_file "$EXPORT/f" 1M
+	ini cache.checksum=no
+	reread 'cache_checksum changes with the next mount'
+	"$CACHEFS" warm -q "$MNT/f"
+	"$CACHEFS" verify "$MNT/f" >"$WORK/said.log"
+	cat "$WORK/said.log" >&2
+	grep -q ' 1048576 bytes checked' "$WORK/said.log"
 }
 
 @test "SIGHUP of a broken file changes nothing, and says why" {

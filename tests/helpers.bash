@@ -602,6 +602,15 @@ wait_complete() { # FILE
 	wait_until 60 is_complete "$1"
 }
 
+# Was FILE of $EXPORT opened so often, as its index in $CACHE says?
+used_is() { # FILE COUNT
+	local ino ns
+	printf -v ino %016x "$(stat -c %i "$EXPORT/$1")"
+	ns=$(stat -c %y "$CACHE"/objects/*/*"$ino.idx") || return 1
+	ns=${ns#*.}
+	[ $((10#${ns%% *} % 1000000)) = "$2" ]
+}
+
 # The directories and the program where any user reaches them.
 in_the_open() {
 	local open
