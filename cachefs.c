@@ -2466,7 +2466,7 @@ evict_one(void)
 {
 	struct version v = { 0 };
 	struct ent *e = NULL;
-	size_t left;
+	size_t left = 0;
 
 	WITH_LOCK(&store.lock)
 		left = 2 * store.nents + 1;
@@ -10339,7 +10339,8 @@ args_again(void)
 		log_info("configuration: nothing has changed");
 	conf_free(&new);
 	logs.level = conf.debug ? LOG_DBG : (int)conf.log_level;
-	store_policy(conf.cache_eviction);
+	if (conf.cache_eviction != store.policy)
+		store_policy(conf.cache_eviction);
 	if (store_limits())
 		log_error("cache_dir %s: %s", conf.cache_dir, strerror(errno));
 	fill_kick();

@@ -268,13 +268,13 @@ struct obj {
 	LIST_ENTRY(obj) versions;	/* [s] of the same file */
 	struct ent *ent;		/* [I] its line in the registry */
 	uint64_t bytes;			/* [s] on disk: allocated and reserved */
-	bool room;			/* [s] in these there is obj_room() */
 	struct attr attr;		/* [I] */
 	char *_Atomic path;		/* [a] by which it was opened first;
 					 * NULL: it never was, see obj_name() */
 	uint32_t bs;			/* [I] block size on disk */
 	uint64_t nblk;			/* [I] */
 	int refs;			/* [s] */
+	bool room;			/* [s] in bytes there is obj_room() */
 	_Atomic bool superseded;	/* [a] no longer the current version */
 	_Atomic bool evicted;		/* [a] that, by who asked for it */
 	_Atomic bool complete;		/* [a] all blocks are present */
