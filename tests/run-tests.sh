@@ -30,7 +30,8 @@ cd "$(dirname "$0")/.." || exit 2
 beside=()
 if [ ${#files[@]} -eq 0 ]; then
 	beside=(tests/20-config.bats tests/55-crash.bats tests/60-fault.bats
-	    tests/70-aside.bats tests/75-hostile.bats)
+	    tests/65-offline.bats tests/70-aside.bats tests/75-hostile.bats
+	    tests/87-live.bats)
 	for f in tests/*.bats; do
 		[[ " ${beside[*]} tests/72-consistency.bats tests/75-soak.bats " \
 		    == *" $f "* ]] || files+=("$f")
