@@ -624,13 +624,16 @@ CACHE(min_free, AMOUNT, "5%",
 CACHE(block_size, SIZE(4 * KiB, 64 * MiB), "256K",
 	"unit of presence, a power of two"),
 CACHE(fill, PERCENT, "10%",
-	"share read after which the rest is fetched; 0 = at open, 100 = never", LIVE),
-CACHE(eviction, WORD("lru", "lfu", "sieve"), "lru", "which object goes first", LIVE),
+	"share read after which the rest is fetched; 0 = at open, 100 = never",
+	LIVE),
+CACHE(eviction, WORD("lru", "lfu", "sieve"), "lru",
+	"which object goes first", LIVE),
 CACHE(consistency, WORD("strict", "open", "ttl", "immutable"), "open",
 	"when the server is asked"),
 CACHE(ttl, NUM(0, 31536000), "60", "seconds, for consistency=ttl", LIVE),
 CACHE(min_file_size, ANY_SIZE, "0", "smaller files are served uncached", LIVE),
-CACHE(max_file_size, ANY_SIZE, "none", "larger files are served uncached", LIVE),
+CACHE(max_file_size, ANY_SIZE, "none", "larger files are served uncached",
+	LIVE),
 CACHE(pin_max, AMOUNT, "50%",
 	"bytes of pinned files, or % of what the cache may take", LIVE),
 CACHE(include, STR, "", "globs: only these paths are cached", LIVE),
@@ -640,7 +643,8 @@ CACHE(scrub, SIZE(0, 1 * TiB), "4M",
 	"bytes a second compared with their checksums"),
 CACHE(offline, WORD("serve", "fail"), "serve",
 	"when the server is unreachable", LIVE),
-CACHE(offline_max_age, NUM(0, UINT32_MAX), "0", "seconds; 0 = without limit", LIVE),
+CACHE(offline_max_age, NUM(0, UINT32_MAX), "0", "seconds; 0 = without limit",
+	LIVE),
 NVME(use_io_uring, TRI, "auto",
 	"yes = fail without it; auto = threads instead"),
 NVME(queue_depth, NUM(1, 4096), "128", "I/Os in flight on the cache disk"),
@@ -2451,7 +2455,8 @@ evict_pick_locked(size_t *left)
 	struct ent *e = store.policy == EVICT_SIEVE ? evict_sieve_locked(left) :
 	    evict_oldest_locked(left);
 
-	if (e && store.policy == EVICT_LFU && ++store.evictions >= LFU_HALVE * store.nents) {
+	if (e && store.policy == EVICT_LFU &&
+	    ++store.evictions >= LFU_HALVE * store.nents) {
 		store.evictions = 0;
 		store.age++;
 		for (int l = 1; l < LEVELS; l++)
@@ -2548,9 +2553,9 @@ evict_release(void)
 
 	WITH_LOCK(&store.lock)
 		for (int l = 0; l < LEVELS; l++)
-			TAILQ_FOREACH(e, &store.level[l], turn)
-				if (!e->pinned && !LIST_EMPTY(&e->objs) &&
-				    n < 64) {
+			for (e = TAILQ_FIRST(&store.level[l]); e && n < 64;
+			    e = TAILQ_NEXT(e, turn))
+				if (!e->pinned && !LIST_EMPTY(&e->objs)) {
 					held[n] = LIST_FIRST(&e->objs);
 					held[n++]->refs++;
 				}
@@ -10046,8 +10051,8 @@ cmd_run(int argc, char **argv)
 		fprintf(stderr, "usage: cachefs %s %s\n", c->name, c->synopsis);
 		return EXIT_USAGE;
 	}
-	return (fflush(stdout) || ferror(stdout)) && !r ? fail(EXIT_FAILURE, "standard output: %s",
-	    strerror(errno)) : r;
+	return (fflush(stdout) || ferror(stdout)) && !r ?
+	    fail(EXIT_FAILURE, "standard output: %s", strerror(errno)) : r;
 }
 
 /* === cmd ==================================================== End === */
@@ -10369,8 +10374,8 @@ serve_start(struct stat *st)
 		r = worker_spawn_locked();
 	if (!r && stat(conf.mountpoint, st))
 		r = -errno;
-	return !r ? passthrough_probe() : fail(r, "%s does not answer: %s",
-	    conf.mountpoint, strerror(-r));
+	return !r ? 0 : fail(r, "%s does not answer: %s", conf.mountpoint,
+	    strerror(-r));
 }
 
 /* Serve until a signal or an unmount ends it.  ready: see detach(), or -1. */
@@ -10387,7 +10392,7 @@ serve(int ready)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGUSR1);
-	r = serve_start(&st);
+	r = serve_start(&st) ?: passthrough_probe();
 	if (!r) {
 		set_readahead(st.st_dev);
 		log_info("%s mounted on %s", conf.nfs_backend, conf.mountpoint);
@@ -10645,33 +10650,26 @@ check_disk(const char *backend, bool made)
 	    BYTES((double)sv.f_bavail * (double)sv.f_frsize));
 }
 
-/* The verdicts on a mount with this cache disk. */
+/* The verdicts on a mount with this cache disk; run_end() unmounts. */
 static bool
 check_mount(void)
 {
-	char dir[] = "/tmp/cachefs-check.XXXXXX";
 	struct stat st;
-	bool good = mkdtemp(dir) != NULL;
-	int r = good ? 0 : fail(-errno, "%s: %s", dir, strerror(errno));
-
-	free(conf.mountpoint);
-	conf.mountpoint = strdup(dir);
-	r = r ?: mount_fuse() ?: be->run() ?:
+	bool good = true;
+	int r = mount_fuse() ?: be->run() ?:
 	    pool_start(conf.buffer_memory, conf.cache_block_size);
+
 	if (!r) {
 		good = !exec_start(store.dir);
 		verdict("io_uring", good, "%s", exec.uring ? "on" :
 		    "off, threads do it");
 		r = serve_start(&st);
 	}
-	good &= verdict("mount", !r || passthrough_off, "%s", r &&
-	    !passthrough_off ? "" : "answers");
-	good &= verdict("passthrough", !r, "%s%s", passthrough_off ? "off: " :
-	    "on", passthrough_off ?: "");
+	good &= verdict("mount", !r, "%s", r ? "" : "answers");
+	if (!r)
+		good &= verdict("passthrough", !passthrough_probe(), "%s%s",
+		    passthrough_off ? "off: " : "on", passthrough_off ?: "");
 	workers_stop();
-	if (the_fuse)
-		fuse_unmount(the_fuse);
-	rmdir(dir);
 	return good;
 }
 
@@ -10680,7 +10678,7 @@ check_mount(void)
 static int
 cmd_check(int argc, char **argv)
 {
-	char backend[1000];
+	char backend[1000], dir[] = "/tmp/cachefs-check.XXXXXX";
 	bool good, made;
 	int r;
 
@@ -10702,13 +10700,19 @@ cmd_check(int argc, char **argv)
 	    ", NFSv4");
 	made = !mkdir(conf.cache_dir, 0700);
 	good &= check_disk(backend, made);
-	if (good)
-		good = check_mount();
+	if (good && !mkdtemp(dir)) {
+		log_error("%s: %s", dir, strerror(errno));
+		good = false;
+	}
+	free(conf.mountpoint);
+	conf.mountpoint = strdup(dir);
+	good = good && check_mount();
 	if (made && store.dir >= 0)
 		unlinkat(store.dir, "lock", 0);
 	if (made)
 		rmdir(conf.cache_dir);
 	run_end(backend);
+	rmdir(dir);
 	return good ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 

@@ -234,3 +234,16 @@ reread() { # REGEX
 	failed 'cache disk' 'another backend' \
 	    "nfs_backend=$WORK,cache_dir=$CACHE"
 }
+
+@test "check tells a mount that is refused from passthrough that is" {
+	need root fuse
+	not setpriv --bounding-set -sys_admin env PATH=/nonexistent \
+	    "$(realpath "$CACHEFS")" check -o "$(cachefs_opts)" \
+	    >"$WORK/said.log" 2>"$WORK/stderr"
+	cat "$WORK/said.log" >&2
+	grep -qE '^mount +FAILED' "$WORK/said.log"
+	not grep ^passthrough "$WORK/said.log"
+	[ ! -e "$CACHE" ]
+	"$CACHEFS" check -o "$(cachefs_opts fuse_passthrough=no)" |
+	    grep -qE '^passthrough +ok +off: configured'
+}
