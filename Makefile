@@ -143,6 +143,11 @@ check-tsan: $(call variant,tsan) build/evictsim
 	$(call SANLOG,tsan) $(NOURING) \
 	$(call RUN,build/tsan,build/tsan/unit,$(NOASLR)) $< $(FILES)
 
+# The unit tests in memcheck, which knows neither io_uring nor openat2(2).
+check-valgrind: build/nouring/unit
+	valgrind -q --error-exitcode=99 --leak-check=full \
+	    --errors-for-leak-kinds=definite $<
+
 # What others write, mutated: tests/fuzz.c, by clang's libFuzzer from the inputs
 # in tests/corpus, FUZZ_S seconds each.  New inputs stay in build/fuzz.
 FUZZERS	= index tree conf ioctl
@@ -285,5 +290,5 @@ clean:
 	    $(VARIANTS:%=build/%)
 
 .PHONY: all check check-long check-nouring check-asan check-tsan check-fuzz \
-	check-kernels lint $(LINT) demo bench scale install uninstall dist clean deps FORCE
+	check-kernels check-valgrind lint $(LINT) demo bench scale install uninstall dist clean deps FORCE
 .DELETE_ON_ERROR:

@@ -1723,11 +1723,12 @@ static ssize_t
 exec_read(int fd, char *buf, size_t len, uint64_t off)
 {
 	struct iovec iov = { buf, len };
-	ssize_t n = MAX(preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT), 0);
+	ssize_t n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT);
 	int r;
 
 	if (n == (ssize_t)len)
 		return n;
+	n = MAX(n, 0);
 	r = exec_do(&(struct exec_req){ .op = EXEC_READ, .fd = fd,
 	    .buf = buf + n, .len = len - (size_t)n, .off = off + (size_t)n });
 	return r < 0 ? r : n + r;
@@ -2638,9 +2639,10 @@ obj_present(struct obj *o)
 }
 
 /* Charge o for its index and the bytes that its data takes on disk, no longer
- * for what it had reserved, and note if that is all of it. */
+ * for what it had reserved, and note if that is all of it.  Not if it was not
+ * charged was bytes any more: there is a new reservation in it. */
 static void
-obj_charge(struct obj *o, uint64_t data)
+obj_charge(struct obj *o, uint64_t was, uint64_t data)
 {
 	uint64_t bytes = obj_present(o) == 0 ? 0 : data +
 	    ROUND_UP(sizeof(struct disk_index) + body_size(o), DIO_ALIGN);
@@ -2648,7 +2650,9 @@ obj_charge(struct obj *o, uint64_t data)
 	bool complete = o->complete;
 
 	GUARD(&store.lock);
-	store.used += bytes - o->bytes;
+	if (o->bytes != was)
+		return;
+	store.used += bytes - was;
 	o->bytes = bytes;
 	store.roomy -= o->room;
 	o->room = false;
@@ -2944,7 +2948,7 @@ obj_load(struct obj *o)
 	}
 	o->saved = o->present;
 	o->complete = o->present && o->present == o->nblk;
-	obj_charge(o, (uint64_t)st.st_blocks * 512);
+	obj_charge(o, o->bytes, (uint64_t)st.st_blocks * 512);
 }
 
 /* No more is written to o by O_DIRECT. */
@@ -3078,10 +3082,12 @@ obj_undo(struct ent *e, const struct version *v)
 		store_unlink(v);
 }
 
-/* o was used until now: note it on disk, for the next start. */
+/* o was used until now: note it on disk, for the next start.  Takes its key
+ * stripe, so that the last note is the newest. */
 static void
 obj_used(const struct obj *o)
 {
+	GUARD(key_lock(&o->attr.ver));
 	if (o->saved && !o->superseded)
 		idx_stamp(o, ".idx");
 }
@@ -3265,6 +3271,7 @@ ckpt_done(const struct idx_job *j, bool quit)
 	struct obj *o = j->o;
 	bool same = false, last = false;
 	struct stat st = { 0 };
+	uint64_t bytes = 0;
 
 	o->saved_ms = now_ms();
 	if (j->r) {
@@ -3273,6 +3280,8 @@ ckpt_done(const struct idx_job *j, bool quit)
 			last = o->refs == 1;
 		return quit || last;
 	}
+	WITH_LOCK(&store.lock)
+		bytes = o->bytes;	/* a damaged block may be reserved anew */
 	WITH_LOCK(&o->lock) {
 		same = o->present == o->saved;
 		if (same && o->complete)
@@ -3280,7 +3289,7 @@ ckpt_done(const struct idx_job *j, bool quit)
 	}
 	if (same && o->complete) {
 		fstat(o->rfd, &st);	/* some count blocks only later */
-		obj_charge(o, MAX((uint64_t)st.st_blocks * 512,
+		obj_charge(o, bytes, MAX((uint64_t)st.st_blocks * 512,
 		    obj_bytes(o, 0, o->nblk)));
 	}
 	return same;
@@ -5478,6 +5487,8 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 	return MIN(n, 0);
 }
 
+#define VAIN_MAX 100	/* fetches that fail before one can wait for them */
+
 /* Read [off, off+size) of o for the open file s: all of it up to the end of
  * the file, or -errno (a short read would mean end of file).  To buf, or, with
  * lent->n set, lent.  May wait for server and disk; callers hold no lock. */
@@ -5489,6 +5500,7 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 	uint64_t began = now_us();
 	struct plan plan;
 	bool missed = false;
+	unsigned vain = 0;
 	struct attr now;
 	ssize_t n = 0;
 
@@ -5518,6 +5530,9 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 		n = obj_read_some(o, buf + (pos - off), pos, end, &missed);
 		if (n < 0)
 			return n;
+		vain = n ? 0 : vain + 1;
+		if (vain > VAIN_MAX)
+			return -EIO;
 	}
 	lat_add(missed ? &lat_miss : &lat_hit, now_us() - began);
 	fill_consider(o);
@@ -5742,7 +5757,7 @@ scrub_verify(struct obj *o, struct cachefs_verify *v)
 	uint64_t bad[SCRUB_BAD], before = v->damaged;
 	bool some = false, sums = false;
 	char *buf;
-	ssize_t n = 0;
+	ssize_t got, n = 0;
 	int r;
 
 	WITH_LOCK(&o->lock) {
@@ -5753,8 +5768,10 @@ scrub_verify(struct obj *o, struct cachefs_verify *v)
 		v->off = o->attr.ver.size;
 	r = !some ? 0 : sums ? scrub_slice(o, 0, v, bad) : -EOPNOTSUPP;
 	buf = v->damaged > before ? malloc(o->bs) : NULL;
-	for (uint64_t i = 0; !r && buf && i < v->damaged - before; i++)
-		n = MIN(obj_read(o, &s, buf, o->bs, bad[i] * o->bs, NULL), n);
+	for (uint64_t i = 0; !r && buf && i < v->damaged - before; i++) {
+		got = obj_read(o, &s, buf, o->bs, bad[i] * o->bs, NULL);
+		n = MIN(got, n);
+	}
 	if (n < 0)
 		v->err = (int32_t)-n;
 	stream_end(&s);

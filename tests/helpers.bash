@@ -489,8 +489,8 @@ mounted_or_ended() { # PID
 }
 
 is_mounted() { # [MNT]; asks the kernel's table, so a hung mount can't hang us
-	awk -v m="${1:-$MNT}" '$5 == m { f = 1 } END { exit !f }' \
-	    /proc/self/mountinfo
+	awk -v m="${1:-$MNT}" '{ gsub(/\\040/, " ", $5) } $5 == m { f = 1 }
+	    END { exit !f }' /proc/self/mountinfo
 }
 
 unmount() { # MNT
