@@ -268,3 +268,25 @@ grow() { # FILE
 	same "$EXPORT/g" "$MNT/g"
 	[ "$(bypassed degraded)" -gt 0 ]
 }
+
+@test "an open for which the kernel refuses passthrough is buffered, and counted" {
+	make_file "$EXPORT/f" 2M
+	BACKEND=$EXPORT start_cachefs cache_fill=0
+	need root passthrough
+	cat "$MNT/f" >/dev/null
+	wait_complete "$MNT/f"
+	before=$(stat_of opens_passthrough)
+	strace -f -o "$WORK/strace.log" -e trace=ioctl \
+	    -e inject=ioctl:error=ENOMEM -p "$CACHEFS_PID" 2>"$WORK/said.log" &
+	tracer=$!
+	undo kill "$tracer"
+	wait_until 10 grep -q attached "$WORK/said.log"
+	same "$EXPORT/f" "$MNT/f"
+	kill "$tracer"
+	wait_until 10 gone "$tracer"
+	[ "$(bypassed passthrough_refused)" -gt 0 ]
+	[ "$(bypassed open_buffered)" -gt 0 ]
+	[ "$(stat_of opens_passthrough)" = "$before" ]
+	same "$EXPORT/f" "$MNT/f"
+	[ "$(stat_of opens_passthrough)" -gt "$before" ]
+}

@@ -175,6 +175,29 @@ reread() { # REGEX
 	wait_until 10 logged '^cachefs: statistics: \{"state":"online".*\}$'
 }
 
+@test "SIGTERM during fills ends within 5 s, and nothing is fetched twice" {
+	make_file "$EXPORT/half" 64M
+	make_file "$EXPORT/big" 512M
+	BACKEND=$EXPORT
+	start_cachefs cache_fill=100
+	head -c 32M "$MNT/half" >/dev/null
+	halved() {
+		"$CACHEFS" ls -j "$MNT/half" | jq -e '.cached >= 33554432'
+	}
+	wait_until 10 halved
+	background cat "$MNT/big" >/dev/null 2>&1
+	fetched() { [ "$(stat_of backend_read_bytes)" -gt 50000000 ]; }
+	wait_until 10 fetched
+	rm "$MNT.pid"
+	kill -TERM "$CACHEFS_PID"
+	wait_until 5 gone "$CACHEFS_PID"
+	wait "$CACHEFS_PID"
+	not is_mounted
+	start_cachefs cache_fill=100
+	cmp -n $((32 << 20)) "$EXPORT/half" "$MNT/half"
+	[ "$(stat_of backend_read_bytes)" = 0 ]
+}
+
 @test "check says ok for all that a mount needs, and leaves nothing" {
 	need fuse
 	start_nfs
