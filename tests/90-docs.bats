@@ -91,6 +91,45 @@ alike() { # A B
 	alike "$WORK/all" "$WORK/manual"
 }
 
+@test "the manual explains every message, and no other" {
+	need python3
+	"$TESTS/messages.py" "$ROOT/cachefs.c" "$ROOT/cachefs.8"
+}
+
+@test "the manual has every signal that the daemon takes, and no other but SIGKILL" {
+	sed -nE 's/.*sigaddset\(&set, (SIG[A-Z0-9]+)\);.*/\1/p' \
+	    "$ROOT/cachefs.c" | sort >"$WORK/taken"
+	sed -n '/^\.Sh SIGNALS/,/^\.Sh FILES/s/^\.It Dv //p' "$ROOT/cachefs.8" |
+		sed 's/ , /\n/g' | grep -vx SIGKILL | sort >"$WORK/manual"
+	alike "$WORK/taken" "$WORK/manual"
+}
+
+@test "the manual has every exit status, and no other" {
+	{ echo 0; echo 1	# EXIT_SUCCESS and EXIT_FAILURE
+	sed -nE 's/^#define EXIT_[A-Z]+[[:space:]]+([0-9]+).*/\1/p' \
+	    "$ROOT/cachefs.c" "$ROOT/cachefs.h"; } | sort >"$WORK/used"
+	sed -n '/^\.Sh EXIT STATUS/,/^\.Sh EXAMPLES/s/^\.It //p' \
+	    "$ROOT/cachefs.8" | sort >"$WORK/manual"
+	[ "$(wc -l <"$WORK/used")" -gt 2 ]
+	alike "$WORK/used" "$WORK/manual"
+}
+
+@test "the manual has every file of a cache, and no other" {
+	mkdir "$EXPORT/d"
+	make_file "$EXPORT/d/f" 1M
+	start_nfs
+	start_cachefs
+	ls "$MNT/d" >/dev/null
+	cache_file d/f
+	stop_cachefs
+	(cd "$CACHE" && find . -type f) | sed -E 's|^\.|DIR|
+	    s|/[0-9a-f]{2}/|/xx/|; s|xx/[0-9a-f]+|xx/KEY|' | sort -u \
+	    >"$WORK/files"
+	sed -n '/^\.Sh FILES/,/^\.Sh EXIT/s/^\.It Pa //p' "$ROOT/cachefs.8" |
+		grep ^DIR/ | sort >"$WORK/manual"
+	alike "$WORK/files" "$WORK/manual"
+}
+
 @test "the manual has every subcommand that -h has" {
 	"$CACHEFS" -h | sed -nE 's/^ +cachefs ([a-z]+) .*/\1/p' >"$WORK/subs"
 	[ -s "$WORK/subs" ]
