@@ -675,8 +675,8 @@ LOGS(target, WORD("auto", "stderr", "syslog"), "auto",
 };
 #define NCOPTS (sizeof(copts) / sizeof(copts[0]))
 
-/* Names of the Rust ancestor's mount options, and the unit of their values
- * (h: hours, to be seconds).  Without ours nothing remains to set. */
+/* Names of the Rust ancestor's mount options, as globs, and the unit of their
+ * values (h: hours, to be seconds).  Without ours nothing remains to set. */
 static const struct alias { const char *theirs, *ours, *unit; } aliases[] = {
 	{ "cache_size_gb", "cache_size", "G" },
 	{ "block_size_mb", "cache_block_size", "M" },
@@ -688,6 +688,11 @@ static const struct alias { const char *theirs, *ours, *unit; } aliases[] = {
 	{ "direct_io", "nvme_direct_io", "" },
 	{ "allow_other", "fuse_allow_other", "" },
 	{ "max_concurrent", NULL, NULL },
+	{ "max_read", NULL, NULL },
+	{ "allow_async_read", NULL, NULL },
+	{ "smart_cache_*", NULL, NULL },
+	{ "nvme_use_memory_mapping", NULL, NULL },
+	{ "nvme_numa_aware", NULL, NULL },
 	{ NULL, NULL, NULL },
 };
 
@@ -956,6 +961,7 @@ conf_option(struct conf *c, char *opt)
 	const struct copt *o;
 	char *val = strchr(opt, '='), buf[64];
 	const char *name = opt, *why;
+	bool arc;
 	int b;
 
 	if (!strncmp(opt, "fsname=", 7)) {
@@ -975,7 +981,7 @@ conf_option(struct conf *c, char *opt)
 		*(*opt == 'f' ? &c->foreground : &c->debug) = (unsigned)b;
 		return 0;
 	}
-	while (a->theirs && strcmp(opt, a->theirs))
+	while (a->theirs && fnmatch(a->theirs, opt, 0))
 		a++;
 	if (a->theirs && !a->ours) {
 		log_warn("option %s: nothing remains to set; ignored", opt);
@@ -983,11 +989,15 @@ conf_option(struct conf *c, char *opt)
 	}
 	if (a->ours)
 		name = a->ours;
+	arc = val && !strcmp(opt, "eviction") && !strcmp(val, "arc");
+	if (arc)
+		log_warn("option eviction=arc: sieve takes its place");
 	if (a->ours && val) {
 		if (*a->unit == 'h' && isdigit((unsigned char)*val))
 			snprintf(buf, sizeof(buf), "%.0f", 3600 * atof(val));
 		else
-			snprintf(buf, sizeof(buf), "%s%s", val, a->unit);
+			snprintf(buf, sizeof(buf), "%s%s", arc ? "sieve" : val,
+			    a->unit);
 		val = buf;
 	}
 	o = conf_find(name, '_');

@@ -223,6 +223,15 @@ cannot_mount() { # WORD... -- ARG...
 	[ "$(stat_of cache_limit_bytes)" = $((1 << 30)) ]
 	same "$EXPORT/f" "$MNT/f"
 	grep -q max_concurrent "$LOG"
+	stop_cachefs
+	BACKEND=$EXPORT start_cachefs eviction=arc max_read=16777216 \
+	    allow_async_read=false smart_cache_zero_copy_threshold_mb=4 \
+	    nvme_use_memory_mapping=true nvme_numa_aware=false
+	for word in eviction=arc max_read allow_async_read smart_cache_zero_copy \
+	    memory_mapping numa_aware; do
+		grep -q "warning: option .*$word" "$LOG" || fail "no $word"
+	done
+	same "$EXPORT/f" "$MNT/f"
 }
 
 @test "the example, uncommented, is a configuration that mounts" {

@@ -128,6 +128,7 @@ static const struct { const char *opts, *name; double want; } conf_good[] = {
 	{ "ttl_hours=0.5", "cache_consistency", CONS_TTL },
 	{ "checksum=no", "cache_checksum", NO },
 	{ "eviction=lfu", "cache_eviction", 1 },
+	{ "eviction=arc", "cache_eviction", 2 },
 	{ "direct_io=no", "nvme_direct_io", NO },
 	{ "allow_other", "fuse_allow_other", YES },
 	{ "max_concurrent=64,max_concurrent", "nfs_port", 0 },
