@@ -21,8 +21,8 @@ export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 build_pkgs="build-essential pkg-config libfuse3-dev libnfs-dev
     libiniparser-dev libxxhash-dev liburing-dev"
 check_pkgs="bats fio fuse3 nfs-ganesha nfs-ganesha-vfs python3 procps mount
-    attr acl jq strace xfsprogs e2fsprogs iproute2"
 lint_pkgs="clang clang-tidy cppcheck shellcheck mandoc valgrind"
+    attr acl jq strace xfsprogs e2fsprogs iproute2 python3-yaml"
 bench_pkgs="fio rclone bindfs gnuplot-nox"
 guest_pkgs="qemu-system-x86 busybox-static xz-utils"
 fuse_pkgs="debian-archive-keyring meson ninja-build python3 libnuma-dev"
