@@ -689,6 +689,8 @@ static const struct alias { const char *theirs, *ours, *unit; } aliases[] = {
 	{ "allow_other", "fuse_allow_other", "" },
 	{ "max_concurrent", NULL, NULL },
 	{ "max_read", NULL, NULL },
+	{ "allow_root", NULL, NULL },
+	{ "auto_unmount", NULL, NULL },
 	{ "allow_async_read", NULL, NULL },
 	{ "smart_cache_*", NULL, NULL },
 	{ "nvme_use_memory_mapping", NULL, NULL },

@@ -221,14 +221,17 @@ cannot_mount() { # WORD... -- ARG...
 	    min_cache_file_size_mb=0 readahead_mb=4 ttl_hours=1 checksum \
 	    eviction=lru direct_io max_concurrent=8
 	[ "$(stat_of cache_limit_bytes)" = $((1 << 30)) ]
+	[ "$EUID" != 0 ] || [ "$(cat "/sys/class/bdi/$(mountpoint -d "$MNT")/read_ahead_kb")" = 4096 ]
 	same "$EXPORT/f" "$MNT/f"
 	grep -q max_concurrent "$LOG"
 	stop_cachefs
 	BACKEND=$EXPORT start_cachefs eviction=arc max_read=16777216 \
-	    allow_async_read=false smart_cache_zero_copy_threshold_mb=4 \
+	    allow_root auto_unmount allow_async_read=false \
+	    smart_cache_zero_copy_threshold_mb=4 \
 	    nvme_use_memory_mapping=true nvme_numa_aware=false
-	for word in eviction=arc max_read allow_async_read smart_cache_zero_copy \
-	    memory_mapping numa_aware; do
+	for word in eviction=arc max_read allow_root auto_unmount \
+	    allow_async_read smart_cache_zero_copy memory_mapping \
+	    numa_aware; do
 		grep -q "warning: option .*$word" "$LOG" || fail "no $word"
 	done
 	same "$EXPORT/f" "$MNT/f"

@@ -473,7 +473,7 @@ all_completed() {
 	need io_uring
 	stop_cachefs
 	for opts in nvme_polling_mode=yes nvme_fixed_buffers=no \
-	    nvme_direct_io=no nvme_queue_depth=1 \
+	    nvme_direct_io=no nvme_queue_depth=1 nvme_use_hugepages=yes \
 	    nvme_polling_mode=yes,nvme_sq_poll_idle_ms=1,nvme_fixed_buffers=no; do
 		CACHE=$WORK/cache.$opts
 		CACHE=${CACHE//[=,]/-}

@@ -139,6 +139,53 @@ alike() { # A B
 	done <"$WORK/subs"
 }
 
+@test "each line of ANCESTOR.md names a test that there is" {
+	grep -E '^\|' "$ROOT/contrib/ANCESTOR.md" | grep -vE '^\|(---| There )' |
+		sed -E 's/.*\| ([^|]*) \|$/\1/' >"$WORK/named"
+	[ "$(wc -l <"$WORK/named")" -gt 60 ]
+	while IFS= read -r line; do
+		file=${line%%: *} name=${line#*: }
+		case $file in
+		unit) grep -qF "claim(\"$name\")" "$TESTS/unit.c" ;;
+		*) grep -qxF "@test \"$name\" {" "$TESTS/$file.bats" ;;
+		esac || fail "no test: $line"
+	done <"$WORK/named"
+}
+
+@test "ANCESTOR.md and the manual have every name of the ancestor's that is taken" {
+	sed -n '/^static const struct alias/,/^};/p' "$ROOT/cachefs.c" |
+		sed -nE 's/^\t\{ "([a-z_]+)\*?".*/\1/p' >"$WORK/names"
+	[ "$(wc -l <"$WORK/names")" -gt 10 ]
+	sed -n '/^\.Ss Names of the ancestor/,/^\.Sh/p' "$ROOT/cachefs.8" \
+	    >"$WORK/part"
+	while read -r name; do
+		grep -qw -- "$name" "$WORK/part" || fail "cachefs.8 lacks $name"
+		grep -q "\`$name[\`*=]" "$ROOT/contrib/ANCESTOR.md" ||
+			fail "ANCESTOR.md lacks $name"
+	done <"$WORK/names"
+}
+
+@test "TUNING has a word on all that the ancestor advised" {
+	sed -n '/^\.Sh TUNING/,/^\.Sh /p' "$ROOT/cachefs.8" >"$WORK/part"
+	for word in nvme_use_hugepages nvme_queue_depth nvme_polling_mode \
+	    nvme_io_poll noatime fuse_readahead read_ahead_kb scheduler \
+	    cache_block_size nvme_direct_io cache_eviction vm.dirty_ratio; do
+		grep -q "$word" "$WORK/part" || fail "TUNING lacks $word"
+	done
+}
+
+@test "every option and statistic that the manual mentions is one" {
+	{ help_options | sed 's/=.*//'
+	manual_statistics
+	sed -n '/^static const struct alias/,/^};/p' "$ROOT/cachefs.c" |
+		grep -oE '[a-z]+_[a-z_]+'; } | sort -u >"$WORK/known"
+	grep -oE '\b((nfs|cache|nvme|fuse|log)_|bypass\.)[a-z_]+' \
+	    "$ROOT/cachefs.8" | sort -u >"$WORK/said"
+	[ "$(wc -l <"$WORK/said")" -gt 40 ]
+	comm -13 "$WORK/known" "$WORK/said" >"$WORK/unknown"
+	diff /dev/null "$WORK/unknown"
+}
+
 @test "the manual has no fault that mandoc would warn of" {
 	need mandoc
 	mandoc -T lint -W warning "$ROOT/cachefs.8"

@@ -188,10 +188,11 @@ test_conf_options(void)
 	T(!conf_options(&c, "suid,dev,noexec") && c.mount_flags == MS_NOEXEC);
 	T(!conf_options(&c, "exec,nosuid,nodev"));
 	T(c.mount_flags == (MS_NOSUID | MS_NODEV));
+	claim("the last of suid, nosuid, dev, nodev, exec and noexec counts");
 	T(!conf_options(&c, "foreground,debug") && c.foreground && c.debug);
 	T(!conf_options(&c, "foreground=no,debug=off"));
 	T(!c.foreground && !c.debug);
-	claim("the last of suid, nosuid, dev, nodev, exec and noexec counts");
+	claim("foreground and debug are -f and -d");
 	conf_free(&c);
 }
 
