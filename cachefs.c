@@ -1593,7 +1593,9 @@ exec_ring(void *arg)
 	struct exec_list todo = STAILQ_HEAD_INITIALIZER(todo);
 	struct engine *e = arg;
 
-	io_uring_enable_rings(&e->ring);
+	/* Debian 12's liburing forgets to export io_uring_enable_rings(). */
+	syscall(SYS_io_uring_register, e->ring.ring_fd,
+	    IORING_REGISTER_ENABLE_RINGS, NULL, 0);
 	while (exec_take(e, &todo) || !STAILQ_EMPTY(&todo) || e->inflight)
 		exec_turn(e, &todo);
 	return NULL;
