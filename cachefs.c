@@ -6327,6 +6327,11 @@ reply_holds(const ZDR *z, uint32_t unit)
 	return ntohl(n) <= ((uint32_t)(z->size - z->pos) - sizeof(n)) / unit;
 }
 
+#ifdef LIBNFS_STATIC			/* `make static` has named them so */
+#define LIBNFS_OWN(fn) \
+	extern typeof(fn) own_##fn; \
+	typeof(fn) *const own = own_##fn
+#else
 /* libnfs's own; called once a process and function, or twice. */
 static void *
 libnfs_own(const char *name)
@@ -6342,6 +6347,7 @@ libnfs_own(const char *name)
 	static typeof(fn) *_Atomic own; \
 	if (!own) \
 		own = (typeof(fn) *)libnfs_own(#fn)
+#endif
 
 bool_t
 libnfs_zdr_bytes(ZDR *z, char **buf, uint32_t *size, uint32_t max)
