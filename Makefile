@@ -11,6 +11,7 @@ BASHCOMPDIR	?= $(PREFIX)/share/bash-completion/completions
 UNITDIR		?= $(PREFIX)/lib/systemd/system
 MOUNTDIR	?= /sbin
 PKG_CONFIG	?= pkg-config
+OBJCOPY		?= objcopy
 WITH_URING	?= 1
 WERROR		?= 0
 CFLAGS		?= -O2 -g
@@ -26,7 +27,8 @@ XCPPFLAGS = -DWITH_URING=$(WITH_URING)
 # The libraries.  What `make deps` built comes before the distribution's; a
 # directory that is not there does no harm.  All this is evaluated when first
 # used, which is after `deps` has run, and then kept.
-PRIVATE	= $(CURDIR)/build/deps/prefix/lib/pkgconfig
+DEPSDIR	?= $(CURDIR)/build/deps
+PRIVATE	= $(DEPSDIR)/prefix/lib/pkgconfig
 PC	= PKG_CONFIG_PATH='$(PRIVATE)':"$$PKG_CONFIG_PATH" $(PKG_CONFIG)
 once	= $(eval $(1) := $(2))$($(1))
 pc	= $(shell $(PC) $(1) 2>/dev/null)
@@ -89,8 +91,32 @@ build/unit build/evictsim $(VARIANTS:%=build/%/unit): cachefs.c cachefs.h \
 	$(COMPILE) -DCACHEFS_NO_MAIN -o $@ $(filter tests/%,$^) $(LDFLAGS) \
 	    $(DEP_LIBS)
 
+# For other distributions than this one: all libraries in it, but libc, or with
+# STATIC_LIBC=1 that, too; for which see README.md.  cachefs.c puts functions in
+# front of libnfs's, whose own get other names to be called by.
+STATIC_LIBC	?= 0
+STATIC_LIBS	= $(filter-out -pthread -lpthread -ldl -lrt,$(FUSE_LIBS) \
+	$(if $(uring),$(URING_LIBS)) $(call want,iniparser,-liniparser) \
+	$(call want,libxxhash,-lxxhash))
+OWN	= $(call once,OWN,$(shell sed -n 's/^\tLIBNFS_OWN(\(.*\));/\1/p' cachefs.c))
+
+static: build/static/cachefs
+build/static/cachefs: private XCPPFLAGS += -DLIBNFS_STATIC
+build/static/cachefs: cachefs.c cachefs.h build/static/libnfs.o build/flags
+	$(COMPILE) $(if $(filter 1,$(STATIC_LIBC)),-static) -o $@ $< \
+	    build/static/libnfs.o $(LDFLAGS) -Wl,-Bstatic $(STATIC_LIBS) \
+	    $(if $(filter 1,$(STATIC_LIBC)),,-Wl,-Bdynamic) -lpthread -ldl -lrt
+
+build/static/libnfs.o: cachefs.c Makefile build/flags
+	@mkdir -p $(@D)
+	$(CC) -r -nostdlib -o $@ $(call pc,--libs-only-L libnfs) \
+	    -Wl,--whole-archive -l:libnfs.a \
+	    $(foreach f,$(OWN),-Wl,--defsym=own_$f=$f)
+	$(OBJCOPY) $(OWN:%=--weaken-symbol=%) $@
+
 # Changes when the flags or the libraries do, and only then.
-build/flags: export NOW = $(COMPILE) $(LDFLAGS) $(DEP_LIBS) $(VERSIONS)
+build/flags: export NOW = $(COMPILE) $(LDFLAGS) $(DEP_LIBS) $(VERSIONS) \
+	$(STATIC_LIBC)
 build/flags: FORCE
 	@mkdir -p build
 	@new=$@.$$$$; printf '%s\n' "$$NOW" >$$new; \
@@ -100,7 +126,7 @@ FORCE:
 # In `make deps all`, whatever -j says, deps comes first.
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
 build/flags: | deps
-lint-sh lint-man: | deps
+lint-sh lint-man dist: | deps
 endif
 
 deps:
@@ -121,6 +147,11 @@ SAN	= halt_on_error=1:exitcode=99:log_path=$(CURDIR)/build/$(1)/report
 
 check: cachefs build/test/cachefs build/unit build/evictsim
 	@$(call RUN,build/test,build/unit) ./cachefs $(FILES)
+
+# The program that has its own libnfs, against servers that mean harm.
+check-static: static build/evictsim
+	@UNIT= tests/run-tests.sh build/static/cachefs tests/30-mount.bats \
+	    tests/75-hostile.bats
 
 # Minutes of readers, writers, faults and evictions at random.
 check-long: cachefs
@@ -169,6 +200,12 @@ $(FUZZERS:%=build/fuzz/%): tests/fuzz.c cachefs.c cachefs.h Makefile build/flags
 check-kernels: cachefs
 	@bash tests/deps.sh guest || echo 'check-kernels: going on with what is there'
 	@CACHEFS=$(CURDIR)/cachefs tests/guest
+
+# Debian packages of this, for the suites named, each in a chroot: built, looked
+# at, installed, upgraded under a mount, removed.  As root; some 10 minutes.
+check-packages:
+	@bash tests/deps.sh packages
+	@tests/packages $(SUITES)
 
 demo: cachefs
 	@CACHEFS=$(CURDIR)/cachefs tests/demo.sh
@@ -223,13 +260,14 @@ lint-cppcheck: cachefs.c cachefs.h
 
 lint-sh:
 	shellcheck -x $(wildcard tests/*.sh tests/*.bash tests/*.bats .ci/run \
-	    tests/guest tests/guest.d/job contrib/cachefs-textfile)
+	    tests/guest tests/guest.d/job tests/packages contrib/cachefs-textfile)
 
 lint-man:
 	mandoc -T lint -W warning cachefs.8
 
 # --- Installing -----------------------------------------------------------
 
+PAGES	= mount.cachefs.8 cachefs-textfile.8	# links
 UNITS	= cachefs@.service cachefs-textfile.service cachefs-textfile.timer
 
 # Installs what is built; builds only what is not, so that `sudo make install`
@@ -239,9 +277,13 @@ install:
 	install -d '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(MOUNTDIR)' \
 	    '$(DESTDIR)$(MANDIR)/man8' '$(DESTDIR)$(DOCDIR)'
 	install -m 755 cachefs '$(DESTDIR)$(SBINDIR)/cachefs'
-	ln -sf '$(SBINDIR)/cachefs' '$(DESTDIR)$(MOUNTDIR)/mount.cachefs'
+	ln -sf '$(if $(filter $(SBINDIR),$(MOUNTDIR)),,$(SBINDIR)/)cachefs' \
+	    '$(DESTDIR)$(MOUNTDIR)/mount.cachefs'
 	install -m 644 cachefs.8 '$(DESTDIR)$(MANDIR)/man8/cachefs.8'
-	install -m 644 cachefs.ini.example '$(DESTDIR)$(DOCDIR)'
+	for page in $(PAGES); do \
+		ln -sf cachefs.8 '$(DESTDIR)$(MANDIR)/man8'/"$$page" || exit; \
+	done
+	install -m 644 README.md cachefs.ini.example '$(DESTDIR)$(DOCDIR)'
 ifneq ($(wildcard contrib/cachefs.bash-completion),)
 	install -d '$(DESTDIR)$(BASHCOMPDIR)'
 	install -m 644 contrib/cachefs.bash-completion \
@@ -267,6 +309,8 @@ uninstall:
 	    '$(DESTDIR)$(SBINDIR)/cachefs-textfile' \
 	    '$(DESTDIR)$(MOUNTDIR)/mount.cachefs' \
 	    '$(DESTDIR)$(MANDIR)/man8/cachefs.8' \
+	    $(PAGES:%='$(DESTDIR)$(MANDIR)/man8/%') \
+	    '$(DESTDIR)$(DOCDIR)/README.md' \
 	    '$(DESTDIR)$(DOCDIR)/cachefs.ini.example' \
 	    '$(DESTDIR)$(DOCDIR)/grafana-dashboard.json' \
 	    '$(DESTDIR)$(BASHCOMPDIR)/cachefs' \
@@ -274,21 +318,43 @@ uninstall:
 	-rmdir '$(DESTDIR)$(DOCDIR)' 2>/dev/null
 
 # What is committed, the same bytes every time.
+V	= $(call once,V,$(or $(shell git show HEAD:cachefs.h | \
+	sed -n 's/^\#define CACHEFS_VERSION[ \t]*"\(.*\)".*/\1/p'),$(error \
+	dist: this is no git clone)))
 dist:
-	@mkdir -p build && v=$$(git show HEAD:cachefs.h | \
-	    sed -n 's/^#define CACHEFS_VERSION[ \t]*"\(.*\)".*/\1/p') && \
-	test -n "$$v" && \
-	git -c tar.umask=0022 archive --format=tar --prefix="cachefs-$$v/" \
-	    HEAD >build/dist.tar && \
-	gzip -9n <build/dist.tar >"cachefs-$$v.tar.gz" && \
-	rm build/dist.tar && echo "cachefs-$$v.tar.gz"
+	@mkdir -p build
+	@git -c tar.umask=0022 archive --format=tar --prefix=cachefs-$V/ \
+	    HEAD >build/dist.tar
+	@gzip -9n <build/dist.tar >cachefs-$V.tar.gz
+	@rm build/dist.tar && echo cachefs-$V.tar.gz
 
-# build/deps and build/guest stay: they are not made from this source.
+# Packages of that, in build/deb and build/rpm, against a libfuse of `make deps`
+# where there is one.  On Debian rpm can't know what is installed: --nodeps.
+DEBFLAGS	?= -us -uc -b
+RPMFLAGS	?= -bb $(if $(wildcard /etc/debian_version),--nodeps)
+deb rpm: export DEPSDIR := $(DEPSDIR)
+deb rpm: private export override MAKEFLAGS =
+deb: dist
+	rm -rf build/deb && mkdir build/deb
+	tar -C build/deb -xzf cachefs-$V.tar.gz
+	cp cachefs-$V.tar.gz build/deb/cachefs_$V.orig.tar.gz
+	cp -r build/deb/cachefs-$V/contrib/debian build/deb/cachefs-$V/debian
+	cd build/deb/cachefs-$V && dpkg-buildpackage $(DEBFLAGS)
+	rm -rf build/deb/cachefs-$V
+
+rpm: dist
+	rm -rf build/rpm && mkdir build/rpm
+	rpmbuild -D '_topdir $(CURDIR)/build/rpm' -D '_sourcedir $(CURDIR)' \
+	    $(RPMFLAGS) contrib/cachefs.spec
+
+# build/deps, build/guest and build/packages stay: they are not made from this source.
 clean:
 	rm -rf cachefs cachefs-*.tar.gz build/flags* build/unit build/lint.* \
 	    build/nfscopy build/evictsim build/mkcache build/result build/fuzz \
+	    build/static build/deb build/rpm \
 	    $(VARIANTS:%=build/%)
 
 .PHONY: all check check-long check-nouring check-asan check-tsan check-fuzz \
-	check-kernels check-valgrind lint $(LINT) demo bench scale install uninstall dist clean deps FORCE
+	check-kernels check-packages check-static check-valgrind lint $(LINT) \
+	demo bench scale static install uninstall dist deb rpm clean deps FORCE
 .DELETE_ON_ERROR:

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Bring a Debian or Ubuntu machine to where `make` and `make check` work.
-# Called by `make deps`; with the argument "bench", by `make bench`, or "guest",
-# by `make check-kernels`, for what that needs besides.  Needs root only if
+# Called by `make deps`; with the argument "bench", by `make bench`, "guest", by
+# `make check-kernels`, or "packages", by `make check-packages`, for what that
+# needs besides; with "build", for what `make` alone needs.  Needs root only if
 # something has to be installed; does nothing, quickly, when everything is there.
 #
 # Passthrough needs libfuse >= 3.17.  Where the distribution's is older, the
@@ -20,11 +21,12 @@ export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 
 build_pkgs="build-essential pkg-config libfuse3-dev libnfs-dev
     libiniparser-dev libxxhash-dev liburing-dev"
-check_pkgs="bats fio fuse3 nfs-ganesha nfs-ganesha-vfs python3 procps mount
-lint_pkgs="clang clang-tidy cppcheck shellcheck mandoc valgrind"
+check_pkgs="bats fio fuse3 git nfs-ganesha nfs-ganesha-vfs python3 procps mount
     attr acl jq strace xfsprogs e2fsprogs iproute2 python3-yaml"
+lint_pkgs="clang clang-tidy cppcheck shellcheck mandoc valgrind"
 bench_pkgs="fio rclone bindfs gnuplot-nox"
 guest_pkgs="qemu-system-x86 busybox-static xz-utils"
+package_pkgs="debootstrap git systemd-container"
 fuse_pkgs="debian-archive-keyring meson ninja-build python3 libnuma-dev"
 
 want=3.17			# the first libfuse with passthrough
@@ -334,8 +336,17 @@ bench)
 guest)
 	more_packages $guest_pkgs
 	exit ;;
+packages)
+	more_packages $package_pkgs
+	exit ;;
+build)
+	check_pkgs='' lint_pkgs='' ;;
 esac
 install_packages
+if [ "$goal" = build ]; then
+	private_fuse
+	exit
+fi
 # nfs-ganesha finds file systems by it; a bare container has none.
 [ -e /etc/mtab ] || ln -s ../proc/self/mounts /etc/mtab ||
     die "cannot make /etc/mtab, which nfs-ganesha needs: run 'sudo make deps'"
