@@ -267,7 +267,8 @@ lint-man:
 
 # --- Installing -----------------------------------------------------------
 
-PAGES	= mount.cachefs.8 cachefs-textfile.8	# links
+# Links to the one there is.
+PAGES	= mount.cachefs.8 cachefs-textfile.8
 UNITS	= cachefs@.service cachefs-textfile.service cachefs-textfile.timer
 
 # Installs what is built; builds only what is not, so that `sudo make install`
