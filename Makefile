@@ -100,12 +100,15 @@ STATIC_LIBS	= $(filter-out -pthread -lpthread -ldl -lrt,$(FUSE_LIBS) \
 	$(call want,libxxhash,-lxxhash))
 OWN	= $(call once,OWN,$(shell sed -n 's/^\tLIBNFS_OWN(\(.*\));/\1/p' cachefs.c))
 
+whole		= $(filter 1,$(STATIC_LIBC))
+
 static: build/static/cachefs
 build/static/cachefs: private XCPPFLAGS += -DLIBNFS_STATIC
-build/static/cachefs: cachefs.c cachefs.h build/static/libnfs.o build/flags
-	$(COMPILE) $(if $(filter 1,$(STATIC_LIBC)),-static) -o $@ $< \
-	    build/static/libnfs.o $(LDFLAGS) -Wl,-Bstatic $(STATIC_LIBS) \
-	    $(if $(filter 1,$(STATIC_LIBC)),,-Wl,-Bdynamic) -lpthread -ldl -lrt
+build/static/cachefs: cachefs.c build/static/libnfs.o \
+    $(if $(whole),contrib/static-nss.c) cachefs.h build/flags
+	$(COMPILE) $(if $(whole),-static) -o $@ $(filter %.c %.o,$^) \
+	    $(LDFLAGS) -Wl,-Bstatic $(STATIC_LIBS) \
+	    $(if $(whole),,-Wl,-Bdynamic) -lpthread -ldl -lrt
 
 build/static/libnfs.o: cachefs.c Makefile build/flags
 	@mkdir -p $(@D)
