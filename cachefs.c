@@ -4812,10 +4812,12 @@ fetch_written(struct exec_req *er)
 		    f->off < o->reading + AHEAD_MAX;
 		o->fills -= fills;
 		f->state = f->buf ? F_KEPT : F_FAILED;	/* nothing to keep */
-		if (f->buf)
+		if (f->buf) {
 			fetch_keep(f);
-		else
+		} else {
 			LIST_REMOVE(f, hash);
+			pthread_cond_broadcast(&o->cond);
+		}
 		over = fetch_over_locked(f);
 	}
 	if (!failed) {
@@ -5242,6 +5244,13 @@ fill_stop(void)
 		pthread_join(fill.tid, NULL);
 }
 
+/* Is there nothing of f to be had yet?  What has no buffer is had from disk. */
+static bool
+fetch_due_locked(const struct fetch *f)
+{
+	return f->state == F_QUEUED || (f->state == F_ARRIVED && !f->buf);
+}
+
 /* Take a reference on f and wait until it has arrived.  Caller holds o->lock,
  * which is released.  1: it has its bytes; 0: it has none, and the caller
  * starts its own fetch or finds them on disk (a fill that never asked the
@@ -5259,9 +5268,9 @@ fetch_wait_locked(struct fetch *f)
 		be->raise(f);
 		pthread_mutex_lock(&o->lock);
 	}
-	while (f->state == F_QUEUED && r != -EINTR)
+	while (fetch_due_locked(f) && r != -EINTR)
 		r = wait_on(&o->cond, &o->lock, 0);
-	r = f->state == F_QUEUED ? -EINTR : f->state == F_FAILED ? f->err : 1;
+	r = fetch_due_locked(f) ? -EINTR : f->state == F_FAILED ? f->err : 1;
 	if (r != -EINTR && (!f->buf || (r == -ENOSPC && f->born_fill)))
 		r = 0;
 	pthread_mutex_unlock(&o->lock);
@@ -5448,12 +5457,12 @@ fetch_demand(struct obj *o, uint64_t off, uint64_t end)
 
 /*
  * One step of obj_read(): some bytes from pos on, from a fetch, from disk, or
- * (0 bytes) by starting the fetch.  Sets *missed when the server was waited
- * for.  Bytes or -errno.
+ * (0 bytes) by starting the fetch, which is counted in *starts.  Sets *missed
+ * when the server was waited for.  Bytes or -errno.
  */
 static ssize_t
 obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
-    bool *missed)
+    bool *missed, unsigned *starts)
 {
 	struct fetch *f;
 	uint64_t from = pos - pos % o->bs, to;
@@ -5498,10 +5507,11 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 	fresh = pool_get(to - from);
 	n = fresh ? fetch_start(o, from, to, fresh, to - from, PRIO_DEMAND) :
 	    -EINTR;
+	*starts += n > 0;
 	return MIN(n, 0);
 }
 
-#define VAIN_MAX 100	/* fetches that fail before one can wait for them */
+#define VAIN_MAX 100	/* fetches that end before one can wait for them */
 
 /* Read [off, off+size) of o for the open file s: all of it up to the end of
  * the file, or -errno (a short read would mean end of file).  To buf, or, with
@@ -5514,7 +5524,7 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 	uint64_t began = now_us();
 	struct plan plan;
 	bool missed = false;
-	unsigned vain = 0;
+	unsigned starts = 0;
 	struct attr now;
 	ssize_t n = 0;
 
@@ -5541,11 +5551,13 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 		pos = end;
 	}
 	for (; pos < end; pos += (size_t)n) {
-		n = obj_read_some(o, buf + (pos - off), pos, end, &missed);
+		n = obj_read_some(o, buf + (pos - off), pos, end, &missed,
+		    &starts);
 		if (n < 0)
 			return n;
-		vain = n ? 0 : vain + 1;
-		if (vain > VAIN_MAX)
+		if (n > 0)
+			starts = 0;
+		if (starts > VAIN_MAX)
 			return -EIO;
 	}
 	lat_add(missed ? &lat_miss : &lat_hit, now_us() - began);

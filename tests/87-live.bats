@@ -180,8 +180,8 @@ reread() { # REGEX
 	cached() { "$CACHEFS" ls -j "$MNT/f" | jq .cached; }
 	some() { [ "$(cached)" -gt $((64 << 20)) ]; }
 	BACKEND=$EXPORT
-	start_cachefs cache_fill=100
-	background cat "$MNT/f" >/dev/null 2>&1
+	start_cachefs cache_fill=0
+	head -c 1 "$MNT/f" >/dev/null	# and then it is not open any more
 	wait_until 20 some
 	before=$(cached)
 	rm "$MNT.pid"
