@@ -3048,6 +3048,8 @@ obj_get_locked(const struct attr *a, const char *path)
 			if (!o->evicted && version_same(&o->attr.ver, &a->ver)) {
 				o->refs++;
 				o->gone = false;	/* it was just seen */
+				if (path)
+					ent_use_locked(e, 1);
 				return o;
 			}
 		e->live++;
