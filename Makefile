@@ -179,7 +179,7 @@ check-tsan: $(call variant,tsan) build/evictsim
 
 # The unit tests in memcheck, which knows neither io_uring nor openat2(2).
 check-valgrind: build/nouring/unit
-	valgrind -q --error-exitcode=99 --leak-check=full \
+	timeout -k 5 900 valgrind -q --error-exitcode=99 --leak-check=full \
 	    --errors-for-leak-kinds=definite $<
 
 # What others write, mutated: tests/fuzz.c, by clang's libFuzzer from the inputs

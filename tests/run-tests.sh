@@ -94,7 +94,7 @@ run()
 [ -z "$log" ] || rm -f "$log".*
 if [ -n "$unit" ]; then
 	echo "# $unit"
-	run "$unit"
+	run timeout -k 5 600 "$unit"
 fi
 echo "# bats, CACHEFS=$CACHEFS"
 if [ ${#beside[@]} -gt 0 ]; then

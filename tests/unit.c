@@ -511,20 +511,26 @@ pool_waiting(void)
 static void
 test_pool_fifo(void)
 {
+	pid_t reader = fork();		/* on whose behalf one of them waits */
 	char *p, *q;
 
+	if (reader == 0)
+		for (;;)
+			pause();
 	pool_restart(2 * MiB, MiB);
 	p = pool_get(MiB);
 	q = pool_get(MiB);
 	memset(waiters, 0, sizeof(waiters));
 	for (unsigned i = 0; i < 4; i++) {
 		waiters[i].rq.unique = i + 1;
-		waiters[i].rq.pid = i == 1 ? INT_MAX : 0;  /* nobody's */
+		waiters[i].rq.pid = i == 1 ? (uint32_t)reader : 0;
 		T(!sys_thread(&waiters[i].tid, wait_for_buffer, &waiters[i]));
 		while (pool_waiting() != i + 1)
 			usleep(1000);
 	}
-	for (uint64_t end = now_ms() + 5000; !waiters[1].over &&
+	T(reader > 0 && !kill(reader, SIGKILL) &&
+	    waitpid(reader, NULL, 0) == reader);
+	for (uint64_t end = now_ms() + 30000; !waiters[1].over &&
 	    now_ms() < end; usleep(1000))
 		req_interrupt(2);
 	T(waiters[1].over && pool_waiting() == 3);
@@ -1906,6 +1912,7 @@ main(void)
 {
 	const char *dir = getenv("TMPDIR");
 
+	setvbuf(stdout, NULL, _IOLBF, 0);	/* one that hangs shows where */
 	logs.level = getenv("UNIT_VERBOSE") ? LOG_DBG : -1;
 	snprintf(tmp, sizeof(tmp), "%s/cachefs-unit.XXXXXX",
 	    dir && *dir ? dir : "/var/tmp");
