@@ -263,7 +263,7 @@ lint-cppcheck: cachefs.c cachefs.h
 
 lint-sh:
 	shellcheck -x $(wildcard tests/*.sh tests/*.bash tests/*.bats .ci/run \
-	    tests/guest tests/guest.d/job tests/packages contrib/cachefs-textfile)
+	    tests/guest tests/guest.d/job tests/packages tests/alone contrib/cachefs-textfile)
 
 lint-man:
 	mandoc -T lint -W warning cachefs.8

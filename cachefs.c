@@ -24,6 +24,7 @@
  *	stats	counters as JSON
  *	ops	the FUSE operations, set-aside, the session loop
  *	cmd	the subcommands, which run in their caller's process
+ *	notify	what the service manager is told
  *	main	usage, mounting, signals
  *
  * Threads and what they own:
@@ -40,7 +41,7 @@
  *	scrubber	compares blocks with their checksums, now and then
  *
  * Lock ranks: a thread that holds one takes only ones further right.
- *	aside stripe > store.evicting > store key stripe > names > store >
+ *	remounts > aside stripe > store.evicting > store key stripe > names > store >
  *	fill/ckpt > object > backend queue > pool > reqs > log
  * No lock but the two stripes is held across backend calls, disk I/O or
  * notifications of the kernel.  An aside stripe is held by a LOOKUP while
@@ -69,8 +70,10 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <ctype.h>
@@ -142,6 +145,9 @@ static struct {
 	struct { const char *fmt; uint64_t since; unsigned n; } recent[32];
 } logs = { .lock = PTHREAD_MUTEX_INITIALIZER, .level = LOG_INFO_ };
 
+static _Thread_local char *log_copy;	/* gets this thread's next error, or NULL: */
+#define LOG_COPY sizeof(((struct cachefs_remount *)0)->why)
+
 /* Is this the 11th message of its kind within ten seconds? */
 static bool
 log_too_many(const char *fmt)
@@ -178,6 +184,8 @@ log_at(int level, const char *fmt, ...)
 	for (char *p = line; *p; p++)	/* names are bytes: one line stays one */
 		if ((unsigned char)*p < ' ' || *p == 0x7f)
 			*p = '?';
+	if (level == LOG_ERROR && log_copy && !*log_copy)
+		snprintf(log_copy, LOG_COPY, "%.*s", (int)LOG_COPY - 1, line);
 	pthread_mutex_lock(&logs.lock);
 	if (logs.all || level == LOG_DBG || !log_too_many(fmt)) {
 		if (logs.syslog)
@@ -703,7 +711,8 @@ static const char *const mount_words[] = { "ro", "_netdev", "nofail", "auto",
 	"noauto", "defaults", "atime", "noatime", "relatime", "norelatime",
 	"strictatime", "diratime", "nodiratime", "user", "users", "nouser",
 	"owner", "group", "async", "default_permissions", "x-*", "X-*",
-	"comment=*", "uhelper=*", "helper=*", NULL };
+	"comment=*", "uhelper=*", "helper=*", "user_id=*", "group_id=*",
+	"remount", NULL };
 
 /* A number with a unit of powers of 1024 ("64M", "1.5G", "1GiB"); false if it
  * is none. */
@@ -971,6 +980,7 @@ conf_option(struct conf *c, char *opt)
 		c->fsname = strdup(opt + 7);
 		return c->fsname ? 0 : -ENOMEM;
 	}
+	c->remount |= !strcmp(opt, "remount");
 	if (conf_mount_word(c, opt))
 		return 0;
 	if (val)
@@ -8954,6 +8964,39 @@ op_listxattr(const char *path, char *list, size_t size)
 	return (int)sizeof(all);
 }
 
+static struct {				/* what the main thread is asked by a worker */
+	pthread_mutex_t lock;		/* main holds it while it does that: */
+	pthread_cond_t cond;		/* outermost */
+	struct cachefs_remount *asked;	/* NULL: nothing, or no more */
+} remounts = { .lock = PTHREAD_MUTEX_INITIALIZER,
+	.cond = PTHREAD_COND_INITIALIZER };
+
+/* Have the main thread take more options, see args_again(), and wait.  0, m->why
+ * says if they were taken, or -EINTR. */
+static int
+op_remount(struct cachefs_remount *m)
+{
+	int r = 0;
+
+	m->options[sizeof(m->options) - 1] = '\0';
+	m->why[0] = '\0';
+	GUARD(&remounts.lock);
+	while (remounts.asked && r != -EINTR)
+		r = wait_on(&remounts.cond, &remounts.lock, 0);
+	if (r == -EINTR)
+		return r;
+	remounts.asked = m;
+	kill(getpid(), SIGHUP);
+	while (remounts.asked == m && r != -EINTR)
+		r = wait_on(&remounts.cond, &remounts.lock, 0);
+	if (remounts.asked == m) {
+		remounts.asked = NULL;
+		pthread_cond_broadcast(&remounts.cond);
+		return -EINTR;
+	}
+	return 0;
+}
+
 /* The requests of the subcommands, for whom the daemon runs. */
 static int
 op_ioctl(const char *path, unsigned cmd, void *arg, struct fuse_file_info *fi,
@@ -8965,15 +9008,18 @@ op_ioctl(const char *path, unsigned cmd, void *arg, struct fuse_file_info *fi,
 	(void)path;
 	(void)arg;
 	struct cachefs_file *w = data;
+	bool remount = cmd == CACHEFS_IOC_REMOUNT;
 	int r;
 
-	if ((cmd != CACHEFS_IOC_VERIFY && cmd != CACHEFS_IOC_FILE) ||
-	    flags & FUSE_IOCTL_DIR || !f || !f->o)
+	if ((cmd != CACHEFS_IOC_VERIFY && cmd != CACHEFS_IOC_FILE && !remount) ||
+	    flags & FUSE_IOCTL_DIR || !f || (f->o == NULL) != remount)
 		return -ENOTTY;
 	if (cmd == CACHEFS_IOC_FILE && w->op == CACHEFS_WARM)
 		return op_errno(fill_warm(f->o, w));
 	if (uid != 0 && uid != geteuid())
 		return -EPERM;
+	if (remount)
+		return op_remount(data);
 	if (cmd == CACHEFS_IOC_VERIFY)
 		return op_errno(scrub_verify(f->o, data));
 	if (w->op == CACHEFS_EVICT) {
@@ -10108,12 +10154,144 @@ cmd_run(int argc, char **argv)
 
 /* === cmd ==================================================== End === */
 
+/* === notify: the service manager ========================== Begin === */
+
+/*
+ * sd_notify(3): a datagram to $NOTIFY_SOCKET says what goes on.  A daemon that
+ * systemd gave a mount namespace of its own could mount nothing that others see.
+ * So `cachefs -m` mounts outside of it and leaves the descriptor of the mount in
+ * systemd's store, from where the daemon gets it (sd_listen_fds(3)).  Main
+ * thread only.
+ */
+#define STORED "cachefs"		/* the descriptor's name there */
+
+static struct {
+	bool on;			/* somebody listens */
+	uint64_t every;			/* ms between two signs of life, 0: none */
+	uint64_t last;			/* now_ms() of the latest */
+	char status[160];		/* the latest one */
+} notify;
+
+/* Send text and, unless it is -1, fd.  0 or -errno, after a sentence. */
+static int
+notify_send(const char *text, int fd)
+{
+	const char *path = getenv("NOTIFY_SOCKET");
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	size_t len = path ? strlen(path) : 0;
+	union { struct cmsghdr h; char room[CMSG_SPACE(sizeof(int))]; } c = {
+		.h = { .cmsg_len = CMSG_LEN(sizeof(int)),
+		.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS } };
+	struct iovec iov = { (char *)(uintptr_t)text, strlen(text) };
+	struct msghdr m = { .msg_name = &to, .msg_iov = &iov, .msg_iovlen = 1,
+		.msg_namelen = (socklen_t)(offsetof(struct sockaddr_un,
+		    sun_path) + len),
+		.msg_control = fd >= 0 ? &c : NULL,
+		.msg_controllen = fd >= 0 ? sizeof(c) : 0 };
+	int s = -1, r = 0;
+
+	if (!len || len >= sizeof(to.sun_path))
+		return fail(-EINVAL, "NOTIFY_SOCKET is not set, or too long");
+	memcpy(to.sun_path, path, len);
+	if (*path == '@')		/* abstract, unix(7) */
+		to.sun_path[0] = '\0';
+	memcpy(CMSG_DATA(&c.h), &fd, sizeof(fd));
+	s = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (s < 0 || sendmsg(s, &m, MSG_NOSIGNAL) < 0)
+		r = fail(-errno, "NOTIFY_SOCKET %s: %s", path, strerror(errno));
+	sys_close(&s);
+	return r;
+}
+
+/* The descriptor of a mount that systemd has for this process; else -1. */
+static int
+notify_stored(void)
+{
+	const char *pid = getenv("LISTEN_PID"), *name = getenv("LISTEN_FDNAMES");
+	size_t len;
+
+	if (!pid || atol(pid) != getpid() || !name)
+		return -1;
+	for (int fd = 3; *name; fd++, name += len + (name[len] == ':')) {
+		len = strcspn(name, ":");
+		if (len == strlen(STORED) && !strncmp(name, STORED, len))
+			return fd;
+	}
+	return -1;
+}
+
+/* Take part if we are what somebody listens to. */
+static void
+notify_start(void)
+{
+	const char *usec = getenv("WATCHDOG_USEC"), *pid = getenv("WATCHDOG_PID");
+
+	notify.on = getenv("NOTIFY_SOCKET") != NULL;
+	if (notify.on && usec && (!pid || atol(pid) == getpid()))
+		notify.every = strtoull(usec, NULL, 10) / 1000 / 4;
+}
+
+/* Something is to be told: `what`, or "". */
+static void
+notify_tell(const char *what)
+{
+	if (notify.on && *what)
+		notify_send(what, -1);
+}
+
+/* A sign of life, which a daemon that hangs can't give: each lock of its own was
+ * to be had. */
+static void
+notify_alive(void)
+{
+	static pthread_mutex_t *const locks[] = { &names.lock, &store.lock,
+		&ckpt.lock, &tree.lock, &fill.lock, &scrub.lock, &bdir.lock,
+		&bnfs.lock, &exec.lock, &pool.lock, &reqs.lock, &workers.lock };
+
+	for (size_t i = 0; i < sizeof(locks) / sizeof(locks[0]); i++)
+		WITH_LOCK(locks[i])
+			;
+	notify_tell("WATCHDOG=1");
+	notify.last = now_ms();
+}
+
+/* Called about once a second: how things stand, if that has changed. */
+static void
+notify_status(void)
+{
+	char text[sizeof(notify.status)];
+	uint64_t n = 0, whole = 0, used = 0;
+
+	if (!notify.on)
+		return;
+	if (notify.every && now_ms() - notify.last >= notify.every)
+		notify_alive();
+	WITH_LOCK(&store.lock) {
+		n = store.nents;
+		whole = store.ncomplete;
+		used = store.used;
+	}
+	snprintf(text, sizeof(text), "STATUS=%s; passthrough %s; %s%s%s cached, "
+	    "%s files, %s of them whole", backend_down ? "The server does not "
+	    "answer, serving what is cached" : store.disk ? "The cache disk "
+	    "fails, serving from the server" : "Online",
+	    passthrough_off ? "off" : "on", BYTES((double)used),
+	    store.limit ? " of " : "", store.limit ?
+	    BYTES((double)store.limit) : "", COUNT_OF((double)n),
+	    COUNT_OF((double)whole));
+	if (strcmp(text, notify.status))
+		notify_tell(text);
+	memcpy(notify.status, text, sizeof(text));
+}
+
+/* === notify ================================================= End === */
+
 /* === main: usage, mounting ================================ Begin === */
 
 static void
 usage(void)
 {
-	printf("usage: cachefs [-dfhV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
+	printf("usage: cachefs [-dfhmV] [-c FILE] [-o opt[,opt...]] [SOURCE] "
 	    "MOUNTPOINT\n");
 	for (const struct cmd *c = cmds; c < cmds + NCMDS; c++)
 		printf("       cachefs %s %s\n", c->name, c->synopsis);
@@ -10122,6 +10300,7 @@ usage(void)
 	    "  -o OPT     set an option; wins over the file\n"
 	    "  -f         stay in the foreground\n"
 	    "  -d         log what happens (level debug)\n"
+	    "  -m         mount only, for the service manager\n"
 	    "  -h, -V     show this help; the version\n"
 	    "\n"
 	    "Options (in the ini file: the part before the first _ is the "
@@ -10255,16 +10434,18 @@ passthrough_probe(void)
 	return 0;
 }
 
-/* fuse_new() and fuse_mount() with our options.  0 or -errno after a
- * sentence. */
+static bool mounted_by_us;		/* then it is ours to unmount, too */
+
+/* fuse_new() and fuse_mount() with our options; of a mount that is there already
+ * stored is the descriptor, else -1.  0 or -errno after a sentence. */
 static int
-mount_fuse(void)
+mount_fuse(int stored)
 {
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
 	const char *source = conf.fsname && *conf.fsname ? conf.fsname :
 	    conf.source ? conf.source : conf.nfs_backend;
 	unsigned flags = conf.mount_flags;
-	char *fsname = NULL, *opts = NULL;
+	char *fsname = NULL, *opts = NULL, dev[32];
 	bool failed = asprintf(&fsname, "fsname=%s", source) < 0 ||
 	    fuse_opt_add_opt_escaped(&opts, fsname) ||
 	    fuse_opt_add_opt(&opts, "ro,default_permissions,subtype=cachefs") ||
@@ -10284,8 +10465,10 @@ mount_fuse(void)
 	if (!the_fuse)
 		return fail(-EIO, "libfuse refused to start");
 	session = fuse_get_session(the_fuse);
-	if (fuse_mount(the_fuse, conf.mountpoint))
+	snprintf(dev, sizeof(dev), "/dev/fd/%d", stored);	/* libfuse's way */
+	if (fuse_mount(the_fuse, stored < 0 ? conf.mountpoint : dev))
 		return fail(-EIO, "cannot mount on %s", conf.mountpoint);
+	mounted_by_us = stored < 0;
 	return 0;
 }
 
@@ -10309,6 +10492,9 @@ static struct {				/* the command line */
 	char **argv;
 	char *file;			/* -c, absolute once it was read */
 	bool check;			/* of `cachefs check` */
+	bool helper;			/* of mount(8), which has flags of its own */
+	bool fake, store;		/* -f of these; -m */
+	char *more;			/* options of remounts, or NULL */
 	struct conf conf;		/* as it was parsed at the start */
 } args;
 
@@ -10317,7 +10503,8 @@ static struct {				/* the command line */
 static int
 args_parse(struct conf *c)
 {
-	static const char flags[] = "c:o:dfhVnsv";	/* -n -s -v: mount(8) */
+	/* mount(8), EXTERNAL HELPERS */
+	const char *flags = args.helper ? "c:o:dfhVnsvN:t:" : "c:o:dfhmVnsv";
 	char **argv = args.argv, *cwd;
 	const char *file = NULL;
 	int argc = args.argc, opt, n, r;
@@ -10333,7 +10520,9 @@ args_parse(struct conf *c)
 			printf("cachefs %s\n", CACHEFS_VERSION);
 		if (opt == 'h' || opt == 'V')
 			return fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;
-		if (opt == '?')
+		if (opt == 'N')
+			log_error("-N %s: not supported; use nsenter(1)", optarg);
+		if (opt == '?' || opt == 'N')
 			goto misused;
 	}
 	r = file ? conf_ini(c, file) : 0;
@@ -10341,8 +10530,12 @@ args_parse(struct conf *c)
 		if (opt == 'o')
 			r = conf_options(c, optarg);
 		c->debug |= opt == 'd';
-		c->foreground |= opt == 'f';
+		c->foreground |= opt == 'f' && !args.helper;
+		args.fake |= opt == 'f' && args.helper;
+		args.store |= opt == 'm';
 	}
+	if (!r && args.more)
+		r = conf_options(c, args.more);
 	if (r)
 		return EXIT_USAGE;
 	n = argc - optind + args.check;	/* which has no mount point */
@@ -10363,37 +10556,70 @@ args_parse(struct conf *c)
 		    path_join(cwd, file);
 		free(cwd);
 	}
-	return c->mountpoint && !conf_check(c) ? -1 : EXIT_USAGE;
+	return c->mountpoint && (c->remount || !conf_check(c)) ? -1 : EXIT_USAGE;
 misused:
 	fprintf(stderr, "Try 'cachefs -h'.\n");
 	return EXIT_USAGE;
 }
 
-/* SIGHUP: the configuration is read again.  What can change does so, if all of
- * it is good; the rest is named. */
+/* Let what is new in the configuration, and can change, do so; the rest is named.
+ * all: nothing does unless all can.  False: nothing has, which was said. */
+static bool
+args_take(struct conf *new, bool all)
+{
+	bool changed = false;
+
+	for (int turn = !all; turn < 2; turn++)
+		for (const struct copt *o = copts; o < copts + NCOPTS; o++) {
+			if (conf_same(o, new, o->live ? &conf : &args.conf))
+				continue;
+			if (turn == 0 && !o->live)
+				return fail(false, "%s_%s can't change without a new "
+				    "mount; nothing has changed", o->sect, o->key);
+			if (turn == 0)
+				continue;
+			if (o->live)
+				conf_take(o, &conf, new);
+			changed = true;
+			log_info("configuration: %s_%s %s", o->sect, o->key,
+			    o->live ? "has changed" : "changes with the next mount");
+		}
+	if (!changed)
+		log_info("configuration: nothing has changed");
+	return true;
+}
+
+/* SIGHUP: the configuration is read again and, if all of it is good, taken; of a
+ * remount with its options, which stay.  Main thread. */
 static void
 args_again(void)
 {
+	GUARD(&remounts.lock);
+	struct cachefs_remount *m = remounts.asked;
+	char *before = args.more, *more = NULL;
 	struct conf new;
-	bool changed = false;
+	bool good;
 
-	if (args_parse(&new) >= 0) {
+	notify_tell("RELOADING=1");
+	log_copy = m ? m->why : NULL;
+	if (m && asprintf(&more, "%s%s%s", before ? before : "",
+	    before ? "," : "", m->options) >= 0)
+		args.more = more;
+	good = args_parse(&new) < 0 && (!new.remount || !conf_check(&new)) &&
+	    args_take(&new, m != NULL);
+	if (!good)
 		log_error("the configuration stays as it was");
-		conf_free(&new);
-		return;
-	}
-	for (const struct copt *o = copts; o < copts + NCOPTS; o++) {
-		if (conf_same(o, &new, o->live ? &conf : &args.conf))
-			continue;
-		if (o->live)
-			conf_take(o, &conf, &new);
-		changed = true;
-		log_info("configuration: %s_%s %s", o->sect, o->key, o->live ?
-		    "has changed" : "changes with the next mount");
-	}
-	if (!changed)
-		log_info("configuration: nothing has changed");
 	conf_free(&new);
+	if (m) {
+		free(good ? before : more);
+		args.more = good ? more : before;
+		remounts.asked = NULL;
+		pthread_cond_broadcast(&remounts.cond);
+	}
+	notify_tell("READY=1");
+	log_copy = NULL;
+	if (!good)
+		return;
 	logs.level = conf.debug ? LOG_DBG : (int)conf.log_level;
 	if (conf.cache_eviction != store.policy)
 		store_policy(conf.cache_eviction);
@@ -10434,6 +10660,7 @@ static int
 serve(int ready)
 {
 	const struct timespec second = { 1, 0 };
+	bool watch = conf.fuse_no_open || notify.on;
 	struct stat st;
 	sigset_t set;
 	int sig, r;
@@ -10449,9 +10676,10 @@ serve(int ready)
 		log_info("%s mounted on %s", conf.nfs_backend, conf.mountpoint);
 		if (ready >= 0)
 			detach(ready);
+		notify_tell("READY=1");
 		do {
-			sig = sigtimedwait(&set, NULL,
-			    conf.fuse_no_open ? &second : NULL);
+			notify_status();
+			sig = sigtimedwait(&set, NULL, watch ? &second : NULL);
 			op_stats_age();
 			if (sig == SIGHUP)
 				args_again();
@@ -10459,6 +10687,7 @@ serve(int ready)
 				log_stats();
 		} while (sig < 0 || sig == SIGHUP || sig == SIGUSR1);
 	}
+	notify_tell("STOPPING=1");
 	workers_stop();
 	return r;
 }
@@ -10486,8 +10715,9 @@ drop_capabilities(void)
 	    (be == &bnfs_backend ? 1u << CAP_NET_BIND_SERVICE :
 	    1u << CAP_DAC_READ_SEARCH);
 
-	if (syscall(SYS_capget, &h, d))
-		return;			/* a kernel without */
+	if (syscall(SYS_capget, &h, d) || !((d[0].permitted & ~keep) |
+	    d[0].inheritable | d[1].permitted | d[1].inheritable))
+		return;			/* a kernel without; or nothing to drop */
 	d[0].effective &= keep;
 	d[0].permitted &= keep;
 	d[0].inheritable = 0;
@@ -10544,6 +10774,7 @@ run_prepare(void)
 	sigfillset(&all);		/* sigwait()ed for, or SIGUSR2 */
 	sigdelset(&all, SIGSEGV);	/* a sanitizer's */
 	sigdelset(&all, SIGBUS);
+	sigdelset(&all, SIGABRT);	/* systemd's, of a watchdog */
 	pthread_sigmask(SIG_BLOCK, &all, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	sigaction(SIGUSR2, &(struct sigaction){ .sa_handler = on_usr2 }, NULL);
@@ -10557,7 +10788,7 @@ static void
 run_end(const char *backend)
 {
 	stopping = true;
-	if (the_fuse)
+	if (mounted_by_us)
 		fuse_unmount(the_fuse);
 	if (the_fuse && !hung)
 		fuse_destroy(the_fuse);
@@ -10583,17 +10814,22 @@ static int
 run(int ready)
 {
 	char backend[1000];
-	int r;
+	int r, stored = notify_stored();
 
 	run_prepare();
+	notify_start();
+	if (stored >= 0) {		/* or it would outlive us there */
+		fcntl(stored, F_SETFD, FD_CLOEXEC);
+		notify_tell("FDSTOREREMOVE=1\nFDNAME=" STORED);
+	}
 	if (backend_choose(backend))
 		return EXIT_USAGE;
-	r = mountpoint_check() ?: be->start();
+	r = (stored < 0 ? mountpoint_check() : 0) ?: be->start();
 	if (r == -EHOSTDOWN)
 		r = start_away(backend);
 	else
 		r = r ?: store_open(backend) ?: tree_open();
-	if (!r && !(r = mount_fuse()))
+	if (!r && !(r = mount_fuse(stored)))
 		drop_capabilities();	/* no thread has been started yet */
 	r = r ?: be->run() ?:
 	    pool_start(conf.buffer_memory, conf.cache_block_size) ?:
@@ -10601,6 +10837,74 @@ run(int ready)
 	    tree_start(bnfs.version) ?: scrub_start() ?: serve(ready);
 	run_end(backend);
 	return r ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* -m: mount, and leave the rest to the daemon that gets the descriptor.  The exit
+ * status. */
+static int
+mount_and_store(void)
+{
+	char backend[1000];
+
+	if (!getenv("NOTIFY_SOCKET"))
+		return fail(EXIT_USAGE, "-m is for a service manager: "
+		    "NOTIFY_SOCKET is not set");
+	if (backend_choose(backend))
+		return EXIT_USAGE;
+	return mountpoint_check() || mount_fuse(-1) || notify_send("FDSTORE=1\n"
+	    "FDPOLL=0\nFDNAME=" STORED, fuse_session_fd(session)) ?
+	    EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* mount -o remount: have the daemon take the options, and the kernel its own.
+ * The exit status. */
+static int
+remount(void)
+{
+	static struct cachefs_remount m;	/* [o] */
+	const char *mnt = args.conf.mountpoint;
+	char *ctl = path_join(mnt, &CTL_STATS[1]);
+	size_t len = 0;
+	int fd, opt, r;
+
+	for (optind = 1; (opt = getopt(args.argc, args.argv, "c:o:dfhmVnsvN:t:")) !=
+	    -1;)
+		if (opt == 'o' && len < sizeof(m.options))
+			len += (size_t)snprintf(m.options + len,
+			    sizeof(m.options) - len, "%s%s", len ? "," : "",
+			    optarg);
+	if (len >= sizeof(m.options))
+		return fail(EXIT_USAGE, "more options than a remount takes");
+	fd = ctl ? open(ctl, O_RDONLY | O_CLOEXEC) : -1;
+	r = fd < 0 || ioctl(fd, CACHEFS_IOC_REMOUNT, &m) ? errno : 0;
+	sys_close(&fd);
+	free(ctl);
+	if (r)
+		return fail(EXIT_FAILURE, "%s: %s", mnt, r == ENOENT ||
+		    r == ENOTDIR || r == ENOTTY ? "is not a cachefs mount" :
+		    strerror(r));
+	if (*m.why)
+		return fail(EXIT_FAILURE, "%s: %s", mnt, m.why);
+	if (geteuid() == 0 && mount(NULL, mnt, NULL, MS_REMOUNT | MS_BIND |
+	    MS_RDONLY | args.conf.mount_flags, NULL))
+		return fail(EXIT_FAILURE, "%s: %s", mnt, strerror(errno));
+	return EXIT_SUCCESS;
+}
+
+/* Close what the caller had open, which may be locked, or on what we mount over:
+ * all but the first three and fd. */
+static void
+close_others(int fd)
+{
+	unsigned u = (unsigned)fd;
+
+	if (!syscall(SYS_close_range, u + 1, ~0u, 0)) {
+		syscall(SYS_close_range, 3, u - 1, 0);
+		return;
+	}
+	for (int i = 3; i < 1024; i++)	/* Linux before 5.9 */
+		if (i != fd)
+			close(i);
 }
 
 /* Fork the daemon and wait until it answers or ends.  The exit status. */
@@ -10617,7 +10921,7 @@ daemonize(void)
 	if (pid < 0)
 		return fail(EXIT_FAILURE, "fork: %s", strerror(errno));
 	if (pid == 0) {
-		close(p[0]);
+		close_others(p[1]);
 		setsid();
 		if (chdir("/"))
 			log_warn("chdir: %s", strerror(errno));
@@ -10707,7 +11011,7 @@ check_mount(void)
 {
 	struct stat st;
 	bool good = true;
-	int r = mount_fuse() ?: be->run() ?:
+	int r = mount_fuse(-1) ?: be->run() ?:
 	    pool_start(conf.buffer_memory, conf.cache_block_size);
 
 	if (!r) {
@@ -10771,8 +11075,12 @@ cmd_check(int argc, char **argv)
 int
 main(int argc, char **argv)
 {
-	int r = argc > 1 ? cmd_run(argc - 1, argv + 1) : -1;
+	const char *name = argc ? strrchr(*argv, '/') : NULL;
+	int r;
 
+	name = name ? name + 1 : argc ? *argv : "";
+	args.helper = !strncmp(name, "mount.", 6);
+	r = argc > 1 && !args.helper ? cmd_run(argc - 1, argv + 1) : -1;
 	if (r >= 0)
 		return r;
 	args.argc = argc;
@@ -10780,8 +11088,13 @@ main(int argc, char **argv)
 	r = args_parse(&args.conf);
 	if (r >= 0)
 		return r;
+	if (args.fake)
+		return EXIT_SUCCESS;
+	if (args.conf.remount)
+		return remount();
 	conf_start();
-	return conf.foreground ? run(-1) : daemonize();
+	return args.store ? mount_and_store() : conf.foreground ? run(-1) :
+	    daemonize();
 }
 #endif
 

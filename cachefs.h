@@ -134,7 +134,7 @@ struct conf {
 	unsigned log_level, log_target;
 	/* not options of the table */
 	char *source, *mountpoint, *fsname;
-	unsigned foreground, debug, mount_flags;
+	unsigned foreground, debug, remount, mount_flags;
 };
 
 /* A file as the server shows it. */
@@ -226,6 +226,13 @@ struct cachefs_file {
 	char why[32];			/* out: why it won't be, or "" */
 };
 #define CACHEFS_IOC_FILE _IOWR('C', 2, struct cachefs_file)
+
+/* What `mount -o remount` asks, of the statistics' file. */
+struct cachefs_remount {
+	char options[3072];		/* as of -o */
+	char why[512];			/* out: why nothing has changed, or "" */
+};
+#define CACHEFS_IOC_REMOUNT _IOWR('C', 3, struct cachefs_remount)
 
 struct obj;
 struct bfile;

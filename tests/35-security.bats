@@ -153,4 +153,9 @@ matrix() { # TOP -> "UID:GIDS PATH WHAT RESULT" lines
 	    verify "$MNT/f"
 	[ "$status" = 1 ]
 	[[ $output == *"$MNT/f: Operation not permitted"* ]]
+	run setpriv --reuid 65534 --regid 65534 --clear-groups "$CACHEFS" \
+	    -o remount,cache_size=1G none "$MNT"
+	[ "$status" = 1 ]
+	[[ $output == *"$MNT: Operation not permitted"* ]]
+	[ "$(stat_of cache_limit_bytes)" = 0 ]
 }

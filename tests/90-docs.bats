@@ -131,7 +131,7 @@ alike() { # A B
 }
 
 @test "the manual has every subcommand and flag that -h has, and no other" {
-	# "cachefs [-dfhV] [-c FILE]" is "cachefs c d f h V", "warm [-q]" "warm q".
+	# "cachefs [-dfhmV] [-c FILE]" is "cachefs c d f h m V", "warm [-q]" "warm q".
 	# shellcheck disable=SC2016	# for awk
 	flags='{
 		n = split($0, word, /[^A-Za-z-]+/)
@@ -142,7 +142,7 @@ alike() { # A B
 		print $1
 	}'
 	"$CACHEFS" -h | sed '/^$/q' | sed -nE 's/^(usage:)? +cachefs ([a-z]+ )?(.*)/\2 \3/p' |
-		sed 's/^ *\[-dfhV\]/mount -dfhV/' | awk "$flags" | sort -u >"$WORK/help"
+		sed 's/^ *\[-dfhmV\]/mount -dfhmV/' | awk "$flags" | sort -u >"$WORK/help"
 	sed -n '/^\.Sh SYNOPSIS/,/^\.Sh DESC/p' "$ROOT/cachefs.8" | awk '
 	/^\.Nm/ { print line; line = "mount"; next }
 	/^\.Cm / { line = $2; next }

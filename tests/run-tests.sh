@@ -100,13 +100,13 @@ echo "# bats, CACHEFS=$CACHEFS"
 if [ ${#beside[@]} -gt 0 ]; then
 	mkdir -p build
 	# shellcheck disable=SC2086
-	bats --tap ${BATSFLAGS:-} "${beside[@]}" >build/beside.tap 2>&1 \
+	bats --tap --timing ${BATSFLAGS:-} "${beside[@]}" >build/beside.tap 2>&1 \
 	    </dev/null &
 	other=$!
 	trap 'kill "$other" 2>/dev/null' EXIT
 fi
 # shellcheck disable=SC2086
-run bats --tap ${BATSFLAGS:-} "${files[@]}"
+run bats --tap --timing ${BATSFLAGS:-} "${files[@]}"
 if [ ${#beside[@]} -gt 0 ]; then
 	wait "$other"
 	other_rc=$?
