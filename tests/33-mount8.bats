@@ -21,8 +21,12 @@ in_namespace() {
 	ln -sf "$CACHEFS" "$WORK/sbin/mount.fuse.cachefs"
 	ln -sf "$CACHEFS" "$WORK/sbin/cachefs"
 	undo end_cache_users
-	cat >"$WORK/script"
+	{
+		declare -f not fail
+		cat
+	} >"$WORK/script"
 	export MNT CACHE EXPORT WORK CACHEFS
+	# shellcheck disable=SC2016	# for the other shell
 	timeout -k 5 $((100 * SLOW)) "$TESTS/alone" bash -euc '
 	mount -t overlay -o "lowerdir=$WORK/sbin:$(readlink -f /sbin)" none \
 	    "$(readlink -f /sbin)"
@@ -80,7 +84,7 @@ end_cache_users() {
 	mount "$MNT"
 	cmp "$EXPORT/g" "$MNT/g"
 	umount "$WORK/a" "$WORK/b" "$WORK/c" "$MNT"
-	! grep " $WORK/" /proc/self/mountinfo
+	not grep " $WORK/" /proc/self/mountinfo
 	END
 }
 
@@ -105,7 +109,7 @@ end_cache_users() {
 	mount -f -t cachefs -o cache_dir="$CACHE" "$EXPORT" "$MNT"
 	[ -z "$(findmnt -no TARGET -M "$MNT")" ]
 	[ ! -e "$CACHE" ]
-	! mount -f -t cachefs -o cache_dir="$CACHE",cache_fill=x "$EXPORT" \
+	not mount -f -t cachefs -o cache_dir="$CACHE",cache_fill=x "$EXPORT" \
 	    "$MNT" 2>"$WORK/said"
 	grep -q "option cache_fill=x" "$WORK/said"
 	END
@@ -181,6 +185,8 @@ end_cache_users() {
 	[ "$(findmnt -no FSTYPE -M "$MNT" | tail -n 1)" = fuse.cachefs ]
 	cmp "$EXPORT/f" "$MNT/f"
 	cmp "$EXPORT/g" <(cat <&9)	# whoever had it open reads on
+	# The daemon does not keep what its caller had open.
+	[ -z "$(find "/proc/$(cat "$CACHE/lock")/fd" -lname '*/g')" ]
 	exec 9<&-
 	umount "$MNT"
 	[ "$(findmnt -no FSTYPE -M "$MNT")" != fuse.cachefs ]
@@ -199,7 +205,7 @@ end_cache_users() {
 		[ "$again" = 2 ] || {
 			kill -KILL "$pid"
 			tail --pid="$pid" -f /dev/null
-			! cat "$EXPORT/f" 2>/dev/null
+			not cat "$EXPORT/f" 2>/dev/null
 		}
 	done
 	cmp "$WORK/sums.1" "$WORK/sums.2"

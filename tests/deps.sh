@@ -22,7 +22,7 @@ export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 build_pkgs="build-essential pkg-config libfuse3-dev libnfs-dev
     libiniparser-dev libxxhash-dev liburing-dev"
 check_pkgs="bats fio fuse3 git nfs-ganesha nfs-ganesha-vfs python3 procps mount
-    attr acl jq strace xfsprogs e2fsprogs iproute2 python3-yaml"
+    attr acl jq strace systemd xfsprogs e2fsprogs iproute2 python3-yaml"
 lint_pkgs="clang clang-tidy cppcheck shellcheck mandoc valgrind"
 bench_pkgs="fio rclone bindfs gnuplot-nox"
 guest_pkgs="qemu-system-x86 busybox-static xz-utils"

@@ -1898,6 +1898,68 @@ test_tree(void)
 	store.scanned = false;
 }
 
+static void *
+sign_of_life(void *arg)
+{
+	notify_alive();
+	return arg;
+}
+
+/* A watchdog that barks only if nothing else does would be of no use. */
+static void
+test_notify(void)
+{
+	struct sockaddr_un un = { .sun_family = AF_UNIX };
+	struct timeval soon = { .tv_usec = 200000 }, later = { .tv_sec = 30 };
+	int s = socket(AF_UNIX, SOCK_DGRAM, 0);
+	char buf[64];
+	pthread_t tid;
+	ssize_t n;
+
+	snprintf(un.sun_path, sizeof(un.sun_path), "%s/notify", tmp);
+	T(!bind(s, (struct sockaddr *)&un, sizeof(un)));
+	setenv("NOTIFY_SOCKET", un.sun_path, 1);
+	notify_start();
+	T(notify.on && !notify.every);
+	pthread_mutex_lock(&pool.lock);
+	T(!sys_thread(&tid, sign_of_life, NULL));
+	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof(soon));
+	T(recv(s, buf, sizeof(buf), 0) < 0);
+	pthread_mutex_unlock(&pool.lock);
+	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &later, sizeof(later));
+	n = recv(s, buf, sizeof(buf), 0);
+	T(n == 10 && !memcmp(buf, "WATCHDOG=1", 10));
+	pthread_join(tid, NULL);
+	claim("a lock that is never released keeps the watchdog hungry");
+
+	setenv("WATCHDOG_USEC", "8000000", 1);
+	setenv("WATCHDOG_PID", "1", 1);
+	notify_start();
+	T(!notify.every);		/* another's */
+	unsetenv("WATCHDOG_PID");
+	notify_start();
+	T(notify.every == 2000);
+	notify.on = false;
+	unsetenv("NOTIFY_SOCKET");
+	unsetenv("WATCHDOG_USEC");
+	close(s);
+	claim("a watchdog is fed four times in its time, if it is ours");
+
+	char pid[16];
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	setenv("LISTEN_FDNAMES", "a:cachefs:b", 1);
+	T(notify_stored() == -1);
+	setenv("LISTEN_PID", pid, 1);
+	T(notify_stored() == 4);
+	setenv("LISTEN_FDNAMES", "a:cachefs2:b", 1);
+	T(notify_stored() == -1);
+	setenv("LISTEN_FDNAMES", "", 1);
+	T(notify_stored() == -1);
+	unsetenv("LISTEN_FDNAMES");
+	unsetenv("LISTEN_PID");
+	claim("of the descriptors handed over ours is known by its name");
+}
+
 static int
 remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
@@ -1948,6 +2010,7 @@ main(void)
 	test_stream();
 	test_tree();
 	test_fetch(AUTO);
+	test_notify();
 	printf("1..%u\n", claims);
 	nftw(tmp, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 	return failures ? EXIT_FAILURE : EXIT_SUCCESS;
