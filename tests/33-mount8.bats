@@ -27,7 +27,8 @@ in_namespace() {
 	} >"$WORK/script"
 	export MNT CACHE EXPORT WORK CACHEFS
 	# shellcheck disable=SC2016	# for the other shell
-	timeout -k 5 $((100 * SLOW)) "$TESTS/alone" bash -euc '
+	timeout -k 5 $((100 * SLOW)) unshare -m --propagation slave \
+	    bash -euc '
 	mount -t overlay -o "lowerdir=$WORK/sbin:$(readlink -f /sbin)" none \
 	    "$(readlink -f /sbin)"
 	export LIBMOUNT_FSTAB=$WORK/fstab
@@ -52,6 +53,9 @@ end_cache_users() {
 }
 
 @test "the ancestor's mount line mounts as it stands, and findmnt shows the mount" {
+	BACKEND=$EXPORT start_cachefs
+	need io_uring			# the line wants it
+	stop_cachefs
 	in_namespace <<-'END'
 	mount -t cachefs -o nfs_backend="$EXPORT",cache_dir="$CACHE",nvme_use_io_uring=true,nvme_queue_depth=256,nvme_polling_mode=true cachefs "$MNT"
 	cmp "$EXPORT/f" "$MNT/f"

@@ -15,6 +15,7 @@ start_managed() { # [OPT...]
 		mkdir "$WORK/shared"
 		mount --bind "$WORK/shared" "$WORK/shared"
 		undo umount -l "$WORK/shared"
+		mount --make-private "$WORK/shared"	# of its own
 		mount --make-shared "$WORK/shared"
 		MNT=$WORK/shared/mnt
 		mkdir "$MNT"

@@ -140,6 +140,7 @@ sizes_read_right() { # BLOCK_SIZE [OPT...]
 # ------------------------------------------------------------ what is fetched
 
 @test "a second read makes no backend call at all" {
+	keep_caches
 	make_file "$EXPORT/f" 32M
 	start_nfs
 	# Looking at the statistics must not make the kernel ask for attributes.
@@ -522,6 +523,7 @@ read_at() { # PYTHON-EXPRESSION of i
 }
 
 @test "with fuse_no_open the kernel opens, and reads again, without the daemon" {
+	keep_caches
 	make_file "$EXPORT/f" 3000001
 	make_file "$EXPORT/g" 10
 	: >"$EXPORT/empty"

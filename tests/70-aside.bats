@@ -50,3 +50,48 @@ setup() {
 @test "opens never fail with every file filled at its open" {
 	stress 3 cache_fill=0
 }
+
+# Without it: the sentence.  It is switched on for the whole machine, for a while;
+# whoever does not ask for it does not get it.
+@test "by FUSE over io_uring, too; where that can't be had a sentence says so" {
+	local param=/sys/module/fuse/parameters/enable_uring was opts
+	opts=nfs_backend=$EXPORT,cache_dir=$CACHE,fuse_io_uring=yes
+	if "$CACHEFS" -f -o "$opts" "$WORK/none" 2>&1 | grep -q 'built with'; then
+		refuses 2 "fuse_io_uring=yes, but this cachefs was built with" \
+		    "3.18" -- -f -o "$opts" "$MNT"
+		return
+	fi
+	was=$(cat $param 2>/dev/null) || was=N
+	[ "$was" = Y ] || refuses 1 "fuse_io_uring=yes, but the kernel" "6.14" \
+	    "$param" -- -o "$opts,log_level=error" "$MNT"
+	[ -w $param ] || return 0
+	undo sh -c "echo $was >$param"
+	echo Y >$param
+	stress 3 fuse_io_uring=yes
+
+	CACHE=$WORK/cache.nfs
+	make_file "$EXPORT/f" 5M
+	start_nfs
+	start_proxy
+	KIND=
+	BACKEND='' start_cachefs fuse_io_uring=yes nfs_timeout=60 cache_fill=100
+	grep -qx 'fuse-ring-0' "/proc/$CACHEFS_PID"/task/*/comm
+	head -c 1M "$MNT/f" | cmp -n 1048576 - "$EXPORT/f"
+	# Who waits for the server can be killed, and so can the mount.
+	proxy_signal USR2
+	tail -c 1M "$MNT/f" >/dev/null 2>&1 &
+	wait_until 10 blocked $!
+	kill -KILL $!
+	wait_until 3 gone $!
+	tail -c 1M "$MNT/f" >/dev/null 2>&1 &
+	wait_until 10 blocked $!
+	kill -TERM "$CACHEFS_PID"
+	wait_until 10 gone "$CACHEFS_PID"
+	wait "$CACHEFS_PID"
+	rm "$MNT.pid"
+	not wait $!
+}
+
+blocked() { # PID: it waits in the kernel, for a request
+	grep -qsE 'fuse|folio_wait' "/proc/$1/stack"
+}

@@ -46,6 +46,7 @@ start_container() {
 	# freed.
 	LSAN_OPTIONS=detect_leaks=0 unshare -m -p -f --kill-child --propagation unchanged \
 	    /bin/sh -ec '
+		mount --make-slave "$(findmnt -no TARGET -T "$1")"
 		mount --bind "$1" "$1"
 		mount --make-private "$1"
 		mount --rbind /usr "$1/usr"

@@ -20,6 +20,7 @@ TESTS=$BATS_TEST_DIRNAME
 CACHEFS=$(readlink -f "${CACHEFS:-$ROOT/cachefs}")
 BUILD=${CACHEFS_BUILD:-$ROOT/build}	# nfscopy, badfs
 SLOW=${CACHEFS_SLOW:-1}
+CACHES_LOCK=/tmp/cachefs-tests.caches
 export LC_ALL=C
 
 setup() {
@@ -614,7 +615,7 @@ used_is() { # FILE COUNT
 # The directories and the program where any user reaches them.
 in_the_open() {
 	local open
-	open=$(mktemp -d /tmp/cachefs-open.XXXXXX)
+	open=$(mktemp -d "${TMPDIR:-/tmp}/cachefs-open.XXXXXX")
 	undo rm -rf "$open"
 	mkdir "$open/export" "$open/mnt" "$open/user"
 	cp "$CACHEFS" "$open/cachefs"
@@ -679,11 +680,26 @@ attempt() { # FILE [OFFSET]
 	END
 }
 
-# Forget the page cache: of FILEs only, or of the machine.
+# Forget the page cache: of FILEs only, or of the machine.  That waits for tests
+# that run beside this one and count on it.
 drop_caches() { # [FILE...]
 	local f
 	for f; do
 		dd if="$f" iflag=nocache count=0 status=none
 	done
-	[ $# -gt 0 ] || echo 3 >/proc/sys/vm/drop_caches
+	[ $# = 0 ] || return 0
+	if [ -z "${KEEPING:-}" ]; then
+		flock -o "$CACHES_LOCK" sh -c 'echo 3 >/proc/sys/vm/drop_caches'
+		return
+	fi
+	flock -x "$KEEPING"
+	echo 3 >/proc/sys/vm/drop_caches
+	flock -s "$KEEPING"
+}
+
+# From here on nobody else makes the kernel forget: a test that counts what the
+# kernel asks the daemon begins so.
+keep_caches() {
+	exec {KEEPING}>"$CACHES_LOCK"
+	flock -s "$KEEPING"
 }

@@ -56,9 +56,9 @@ def child():
                       WATCHDOG_PID=str(os.getpid()))
 
 
-alone = os.path.join(os.path.dirname(os.path.abspath(__file__)), "alone")
-main = subprocess.Popen([alone, "-k", args[-1], args[0], "-f", *args[1:]],
-                        preexec_fn=child, pass_fds=[3])
+main = subprocess.Popen(
+    ["unshare", "-m", "--propagation", "slave", args[0], "-f", *args[1:]],
+    preexec_fn=child, pass_fds=[3])
 os.close(fds[0])                # of the store's, the daemon has its own
 signal.signal(signal.SIGTERM, lambda n, frame: main.send_signal(n))
 while main.poll() is None:

@@ -1,10 +1,11 @@
 #!/bin/bash
 # run-tests.sh BINARY [BATS-FILE...]: the unit tests, then the bats files (all
-# of tests/ unless named), against BINARY.  Streams their TAP, that of the files
-# which run beside the others at the end; the last line is
-# "N passed, N failed", and the exit status is 0 only if none failed and some
-# passed.  The same line is left in build/result.
+# of tests/ unless named), against BINARY.  Prints their TAP, a file's when that is
+# through; the last line is "N passed, N failed", and the exit status is 0 only if
+# none failed and some passed.  The same line is left in build/result.
 #
+#	LANES			files that run beside each other (4: tests mostly
+#				wait; two cores are busy then)
 #	UNIT			unit test program (build/unit; empty: none)
 #	BATSFLAGS		more arguments for bats
 #	BATS_TEST_TIMEOUT	seconds for one test (180)
@@ -24,16 +25,13 @@ for f; do
 	files+=("$(realpath "$f")")
 done
 cd "$(dirname "$0")/.." || exit 2
-# Half of the files, kills and faults, run beside the others: tests mostly wait.
-# Those that count what the kernel asks are all on one side, as are nearly all
-# that empty its caches.  What goes on at random for a time is `make check-long`.
-beside=()
+# What takes longest begins first.  What goes on at random for a time is `make
+# check-long`.
 if [ ${#files[@]} -eq 0 ]; then
-	beside=(tests/20-config.bats tests/55-crash.bats tests/60-fault.bats
-	    tests/65-offline.bats tests/70-aside.bats tests/75-hostile.bats
-	    tests/87-live.bats)
+	files=(tests/60-fault.bats tests/75-hostile.bats tests/50-persist.bats
+	    tests/40-read.bats tests/65-offline.bats tests/55-crash.bats)
 	for f in tests/*.bats; do
-		[[ " ${beside[*]} tests/72-consistency.bats tests/75-soak.bats " \
+		[[ " ${files[*]} tests/72-consistency.bats tests/75-soak.bats " \
 		    == *" $f "* ]] || files+=("$f")
 	done
 fi
@@ -79,41 +77,56 @@ count()
 	fi
 }
 
-# Run a command, count its TAP; a failure it does not own up to is one too.
+# Run NAME's command, count its TAP; a failure it does not own up to is one too.
 run()
 {
-	local before=$failed rc
+	local name=$1 before=$failed rc
+	shift
 	count < <("$@" 2>&1 </dev/null)
 	wait $!
 	rc=$?
 	if [ $rc -ne 0 ] && [ "$failed" -eq "$before" ]; then
-		fail "$1 exited with status $rc"
+		fail "$name exited with status $rc"
 	fi
 }
 
 [ -z "$log" ] || rm -f "$log".*
 if [ -n "$unit" ]; then
 	echo "# $unit"
-	run timeout -k 5 600 "$unit"
+	run "$unit" timeout -k 5 600 "$unit"
 fi
+# Where the tests are.  Mounts there are shared where they can be (root): what one
+# test unmounts does not live on in the mount namespace of another.
+TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/cf.XXXXXX") || exit 2
+export TMPDIR
+chmod 711 "$TMPDIR"
+mount --bind "$TMPDIR" "$TMPDIR" 2>/dev/null && mount --make-shared "$TMPDIR"
+declare -A lane=()			# which file a process runs
+next=0
+cleanup() {
+	kill "${!lane[@]}" 2>/dev/null
+	! mountpoint -q "$TMPDIR" || umount -l "$TMPDIR"
+	rm -rf --one-file-system "$TMPDIR"
+}
+trap cleanup EXIT
+trap 'exit 1' HUP INT TERM
 echo "# bats, CACHEFS=$CACHEFS"
-if [ ${#beside[@]} -gt 0 ]; then
-	mkdir -p build
-	# shellcheck disable=SC2086
-	bats --tap --timing ${BATSFLAGS:-} "${beside[@]}" >build/beside.tap 2>&1 \
-	    </dev/null &
-	other=$!
-	trap 'kill "$other" 2>/dev/null' EXIT
-fi
-# shellcheck disable=SC2086
-run bats --tap --timing ${BATSFLAGS:-} "${files[@]}"
-if [ ${#beside[@]} -gt 0 ]; then
-	wait "$other"
-	other_rc=$?
-	trap - EXIT
-	echo "# ${beside[*]}, meanwhile"
-	run sh -c 'cat build/beside.tap; exit "$1"' - "$other_rc"
-fi
+while [ "$next" -lt ${#files[@]} ] || [ ${#lane[@]} -gt 0 ]; do
+	if [ "$next" -lt ${#files[@]} ] && [ ${#lane[@]} -lt "${LANES:-4}" ]; then
+		# shellcheck disable=SC2086
+		bats --tap --timing ${BATSFLAGS:-} "${files[next]}" \
+		    >"$TMPDIR/$next.tap" 2>&1 </dev/null &
+		lane[$!]=$next
+		next=$((next + 1))
+		continue
+	fi
+	wait -n -p ended "${!lane[@]}"
+	rc=$?
+	i=${lane[$ended]}
+	unset "lane[$ended]"
+	echo "# ${files[i]}"
+	run "${files[i]}" sh -c 'cat "$1"; exit "$2"' - "$TMPDIR/$i.tap" "$rc"
+done
 if [ -n "$log" ]; then
 	for f in "$log".*; do
 		[ -s "$f" ] || continue

@@ -1916,7 +1916,8 @@ test_notify(void)
 	pthread_t tid;
 	ssize_t n;
 
-	snprintf(un.sun_path, sizeof(un.sun_path), "%s/notify", tmp);
+	snprintf(un.sun_path, sizeof(un.sun_path), "%.90s/notify",
+	    tmp);
 	T(!bind(s, (struct sockaddr *)&un, sizeof(un)));
 	setenv("NOTIFY_SOCKET", un.sun_path, 1);
 	notify_start();
