@@ -22,7 +22,7 @@ XCFLAGS	= -std=gnu17 -pthread -Wall -Wextra -Wshadow -Wstrict-prototypes \
 	-Wmissing-prototypes -Wpointer-arith -Wcast-qual -Wwrite-strings \
 	-Wvla -Wundef -Wformat=2 -Wimplicit-fallthrough \
 	$(if $(filter 1,$(WERROR)),-Werror)
-XCPPFLAGS = -DWITH_URING=$(WITH_URING)
+XCPPFLAGS = -DWITH_URING=$(WITH_URING) $(if $(RING),-DFUSE_RING=1)
 
 # The libraries.  What `make deps` built comes before the distribution's; a
 # directory that is not there does no harm.  All this is evaluated when first
@@ -45,6 +45,12 @@ FUSE_CFLAGS	= $(call once,FUSE_CFLAGS,$(call need,fuse3,--cflags))
 FUSE_LIBS	= $(call once,FUSE_LIBS,$(call need,fuse3,--libs))
 URING_CFLAGS	= $(call once,URING_CFLAGS,$(call need,liburing,--cflags))
 URING_LIBS	= $(call once,URING_LIBS,$(call need,liburing,--libs))
+# FUSE over io_uring takes a libfuse that has it and is linked statically: then the
+# linker can put a function of ours in front of its own.
+RING_FN		= fuse_session_process_uring_cqe
+LIBFUSE		= $(call pc,--variable=libdir fuse3)/libfuse3
+RING		= $(call once,RING,$(if $(wildcard $(LIBFUSE).so),,$(shell nm \
+	$(LIBFUSE).a 2>/dev/null | sed -n 's/.* T \($(RING_FN)\)$$/\1/p')))
 OTHER_CFLAGS	= $(call once,OTHER_CFLAGS,$(foreach p,libnfs iniparser \
 	libxxhash,$(call pc,--cflags $(p))) \
 	$(patsubst %,-I%,$(wildcard /usr/include/iniparser)))
@@ -56,7 +62,7 @@ VERSIONS	= $(call once,VERSIONS,$(foreach p,fuse3 liburing,$(p) \
 uring		= $(filter 1,$(WITH_URING))
 DEP_CFLAGS	= $(patsubst -I%,-isystem %,$(sort $(FUSE_CFLAGS) \
 	$(if $(uring),$(URING_CFLAGS)) $(OTHER_CFLAGS)))
-DEP_LIBS	= $(FUSE_LIBS) $(if $(uring),$(URING_LIBS)) $(OTHER_LIBS)
+DEP_LIBS	= $(if $(RING),-Wl$(comma)--wrap=$(RING)) $(FUSE_LIBS) $(if $(uring),$(URING_LIBS)) $(OTHER_LIBS)
 COMPILE		= $(CC) $(XCPPFLAGS) $(CPPFLAGS) $(XCFLAGS) $(DEP_CFLAGS) \
 	$(CFLAGS)
 
@@ -263,7 +269,7 @@ lint-cppcheck: cachefs.c cachefs.h
 
 lint-sh:
 	shellcheck -x $(wildcard tests/*.sh tests/*.bash tests/*.bats .ci/run \
-	    tests/guest tests/guest.d/job tests/packages tests/alone contrib/cachefs-textfile)
+	    tests/guest tests/guest.d/job tests/packages contrib/cachefs-textfile)
 
 lint-man:
 	mandoc -T lint -W warning cachefs.8

@@ -95,6 +95,7 @@
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -121,6 +122,9 @@
 
 #include "cachefs.h"
 
+#ifndef FUSE_RING			/* set by the Makefile */
+#define FUSE_RING 0
+#endif
 #define HAVE_PASSTHROUGH (FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17))
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -259,6 +263,20 @@ static struct {
 	_Atomic uint64_t queue_depth_max;
 } count;
 
+/*
+ * An answer to the kernel comes before what the kernel asks because of it; so a
+ * worker that is asked sees what the one that answered had done.  The kernel
+ * sees to that, but TSan can't know.
+ */
+#ifdef __SANITIZE_THREAD__
+static atomic_uint answers;
+#define ANSWERING() ((void)atomic_fetch_add(&answers, 1))
+#define ASKED() ((void)atomic_load(&answers))
+#else
+#define ANSWERING() ((void)0)
+#define ASKED() ((void)0)
+#endif
+
 #define COUNT(n, by) \
 	atomic_fetch_add_explicit(&count.n, (by), memory_order_relaxed)
 
@@ -363,8 +381,11 @@ sys_close(int *fd)
 	*fd = -1;
 }
 
-/* Start a thread with all signals blocked; they are main's.  The stack is
- * only address space until it is used: libnfs takes one frame for each entry of
+static cpu_set_t cpus;			/* of this process; empty: not known */
+
+/* Start a thread with all signals blocked; they are main's.  It may use all cpus,
+ * also if one of libfuse's ring threads starts it, which have one each.  The stack
+ * is only address space until it is used: libnfs takes one frame for each entry of
  * a listing, up to 32,000 in its largest reply.  0, or -errno after a
  * message. */
 static int
@@ -376,6 +397,8 @@ sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
 	if (pthread_attr_init(&a))
 		return -ENOMEM;
 	pthread_attr_setstacksize(&a, THREAD_STACK);
+	if (CPU_COUNT(&cpus))
+		pthread_attr_setaffinity_np(&a, sizeof(cpus), &cpus);
 	r = pthread_create(tid, &a, fn, arg);
 	pthread_attr_destroy(&a);
 	if (r)
@@ -1081,8 +1104,9 @@ conf_check(const struct conf *c)
 		{ c->splice == YES && c->cache_checksum,
 		    "nvme_splice=yes needs cache_checksum=no: spliced data is "
 		    "never seen by the daemon" },
-		/* Parsed, but their function is not here yet. */
-		{ c->fuse_io_uring, "fuse_io_uring=yes is not supported yet" },
+		{ c->fuse_io_uring && !FUSE_RING, "fuse_io_uring=yes, but this "
+		    "cachefs was built with a libfuse that can't: it takes "
+		    "3.18, linked statically" },
 	};
 
 	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++)
@@ -6368,9 +6392,10 @@ libnfs_own(const char *name)
 }
 
 #define LIBNFS_OWN(fn) \
-	static typeof(fn) *_Atomic own; \
+	static typeof(fn) *_Atomic found; \
+	typeof(fn) *own = found; \
 	if (!own) \
-		own = (typeof(fn) *)libnfs_own(#fn)
+		found = own = (typeof(fn) *)libnfs_own(#fn)
 #endif
 
 bool_t
@@ -8537,6 +8562,7 @@ op_open(const char *path, struct fuse_file_info *fi)
 	}
 	if (conf.cache_fill == 0)
 		fill_consider(o);
+	ANSWERING();
 	return 0;
 }
 
@@ -8636,7 +8662,9 @@ op_read(const char *path, char *buf, size_t size, off_t off,
 			memcpy(buf, f->text + off, n);
 		return (int)n;
 	}
-	return -EIO;			/* op_read_open() has these */
+	COUNT(daemon_reads, 1);		/* from a ring; else see op_read_open() */
+	return op_errno((int)obj_read(f->o, &f->stream, buf, size,
+	    (uint64_t)off, NULL));
 }
 
 /* Answer a request with the n bytes in data's cnt pieces, or n = -errno. */
@@ -8649,6 +8677,7 @@ op_reply(uint64_t unique, const struct iovec *data, unsigned cnt, ssize_t n)
 	struct iovec iov[1 + LOANS] = { { &h, sizeof(h) } };
 
 	memcpy(iov + 1, data, cnt * sizeof(*iov));
+	ANSWERING();
 	if (writev(fuse_session_fd(session), iov, n > 0 ? 1 + (int)cnt : 1) < 0
 	    && errno != ENOENT && n > 0)   /* ENOENT: nobody waits any more */
 		op_reply(unique, data, 0, -errno);
@@ -9032,6 +9061,18 @@ op_ioctl(const char *path, unsigned cmd, void *arg, struct fuse_file_info *fi,
 	    obj_pin(f->o, w->op == CACHEFS_PIN) : -EINVAL;
 }
 
+/*
+ * FUSE over io_uring (fuse_io_uring): libfuse has a thread for each CPU, which
+ * takes requests from a ring and processes them one by one, past our workers.
+ * These still have what the kernel sends by /dev/fuse: INIT, FORGET, INTERRUPT,
+ * and all until the rings are ready.  The linker puts a function of ours in front
+ * of libfuse's own (ld --wrap), so that these requests are noted, too.
+ */
+static struct {
+	bool offered;			/* by the kernel */
+	atomic_uint busy;		/* requests that such threads process */
+} ring;
+
 /* One feature flag of the connection on or off, in whichever way this libfuse
  * has.  False if the kernel does not offer it. */
 static bool
@@ -9083,6 +9124,10 @@ op_init(struct fuse_conn_info *c, struct fuse_config *cfg)
 #else
 	passthrough_off = "libfuse older than 3.17";
 #endif
+#if FUSE_RING
+	ring.offered = conf.fuse_io_uring &&
+	    op_feature(c, FUSE_CAP_OVER_IO_URING, true);
+#endif
 	/* the kernel's read-ahead of a stalled file must not use them all up */
 	c->max_background = (unsigned)MIN(conf.fuse_threads * 2, 1024);
 	c->congestion_threshold = c->max_background * 3 / 4;
@@ -9119,6 +9164,54 @@ static struct {
 	pthread_t main;
 } workers = { .lock = PTHREAD_MUTEX_INITIALIZER,
 	.cond = PTHREAD_COND_INITIALIZER };
+
+/* This thread processes a request with this header, of which name begins with the
+ * name that it is about if it is about one. */
+static void
+request_begin(struct req *rq, const struct fuse_in_header *h, const char *name)
+{
+	*rq = (struct req){ .unique = h->unique, .nodeid = h->nodeid,
+		.opcode = h->opcode, .pid = h->pid };
+	looking_up.parent = h->nodeid;
+	looking_up.name = name;
+	cur = rq;
+	ASKED();
+}
+
+/* It is answered. */
+static void
+request_end(void)
+{
+	cur = NULL;
+	if (looking_up.stripe)
+		pthread_mutex_unlock(looking_up.stripe);
+	looking_up.stripe = NULL;
+}
+
+#if FUSE_RING
+struct fuse_req;
+void __real_fuse_session_process_uring_cqe(struct fuse_session *,
+    struct fuse_req *, struct fuse_in_header *, void *, void *, size_t);
+void __wrap_fuse_session_process_uring_cqe(struct fuse_session *,
+    struct fuse_req *, struct fuse_in_header *, void *, void *, size_t);
+int fuse_uring_stop(struct fuse_session *);	/* of libfuse, as those */
+
+/* In front of libfuse's own: a request came by a ring, with its arguments at in
+ * and what follows them, the name of a LOOKUP, at payload. */
+void
+__wrap_fuse_session_process_uring_cqe(struct fuse_session *se,
+    struct fuse_req *fr, struct fuse_in_header *h, void *in, void *payload,
+    size_t len)
+{
+	struct req rq;
+
+	ring.busy++;
+	request_begin(&rq, h, payload);
+	__real_fuse_session_process_uring_cqe(se, fr, h, in, payload, len);
+	request_end();
+	ring.busy--;
+}
+#endif
 
 static void *worker(void *);
 
@@ -9165,20 +9258,15 @@ worker(void *arg)
 		if (r <= 0)
 			break;
 		h = fb.mem;
-		rq = (struct req){ .unique = h->unique, .nodeid = h->nodeid,
-			.opcode = h->opcode, .pid = h->pid };
-		if (h->opcode == FUSE_INTERRUPT)
+		if (h->opcode == FUSE_INTERRUPT) {
 			req_interrupt(((struct fuse_interrupt_in *)(h + 1))->
 			    unique);
-		looking_up.parent = h->nodeid;
-		looking_up.name = (const char *)(h + 1);
-		cur = &rq;
-		if (h->opcode != FUSE_INTERRUPT && !op_read_open(h))
+			continue;
+		}
+		request_begin(&rq, h, (const char *)(h + 1));
+		if (!op_read_open(h))
 			fuse_session_process_buf(session, &fb);
-		cur = NULL;
-		if (looking_up.stripe)
-			pthread_mutex_unlock(looking_up.stripe);
-		looking_up.stripe = NULL;
+		request_end();
 	}
 	fuse_session_exit(session);
 	free(fb.mem);
@@ -9199,7 +9287,7 @@ workers_stop(void)
 	stopping = true;
 	fuse_session_exit(session);
 	pthread_mutex_lock(&workers.lock);
-	while (workers.ended < workers.n && now_ms() < until) {
+	while ((workers.ended < workers.n || ring.busy) && now_ms() < until) {
 		struct timespec ts;
 		uint64_t t = now_ms() + 50;
 
@@ -9213,7 +9301,7 @@ workers_stop(void)
 		pthread_cond_clockwait(&workers.cond, &workers.lock,
 		    CLOCK_MONOTONIC, &ts);
 	}
-	hung = workers.ended < workers.n;
+	hung = workers.ended < workers.n || ring.busy;
 	pthread_mutex_unlock(&workers.lock);
 	for (unsigned i = 0; i < workers.n; i++)
 		if (hung)
@@ -10431,6 +10519,10 @@ passthrough_probe(void)
 		    "here: %s", passthrough_off);
 	if (passthrough_off)
 		log_info("passthrough is off: %s", passthrough_off);
+	if (conf.fuse_io_uring && !ring.offered)
+		return fail(-EOPNOTSUPP, "fuse_io_uring=yes, but the kernel does not "
+		    "offer it: Linux 6.14, and Y in "
+		    "/sys/module/fuse/parameters/enable_uring");
 	return 0;
 }
 
@@ -10453,6 +10545,7 @@ mount_fuse(int stored)
 	    fuse_opt_add_opt(&opts, flags & MS_NODEV ? "nodev" : "dev") ||
 	    fuse_opt_add_opt(&opts, flags & MS_NOEXEC ? "noexec" : "exec") ||
 	    (conf.fuse_allow_other && fuse_opt_add_opt(&opts, "allow_other")) ||
+	    (conf.fuse_io_uring && fuse_opt_add_opt(&opts, "io_uring")) ||
 	    fuse_opt_add_arg(&args, "cachefs") ||
 	    fuse_opt_add_arg(&args, "-o") || fuse_opt_add_arg(&args, opts);
 
@@ -10764,6 +10857,8 @@ run_prepare(void)
 	sigset_t all;
 
 	umask(077);
+	if (sched_getaffinity(0, sizeof(cpus), &cpus))
+		CPU_ZERO(&cpus);
 	mallopt(M_ARENA_MAX, 2);
 	mallopt(M_MMAP_THRESHOLD, 4 * (int)MiB);
 	mallopt(M_TRIM_THRESHOLD, 4 * (int)MiB);
@@ -10790,6 +10885,10 @@ run_end(const char *backend)
 	stopping = true;
 	if (mounted_by_us)
 		fuse_unmount(the_fuse);
+#if FUSE_RING
+	if (ring.offered && !hung)
+		fuse_uring_stop(session);
+#endif
 	if (the_fuse && !hung)
 		fuse_destroy(the_fuse);
 	scrub_stop();
