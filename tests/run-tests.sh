@@ -125,6 +125,7 @@ while [ "$next" -lt ${#files[@]} ] || [ ${#lane[@]} -gt 0 ]; do
 	i=${lane[$ended]}
 	unset "lane[$ended]"
 	echo "# ${files[i]}"
+	# shellcheck disable=SC2016	# for the other shell
 	run "${files[i]}" sh -c 'cat "$1"; exit "$2"' - "$TMPDIR/$i.tap" "$rc"
 done
 if [ -n "$log" ]; then
