@@ -381,11 +381,8 @@ sys_close(int *fd)
 	*fd = -1;
 }
 
-static cpu_set_t cpus;			/* of this process; empty: not known */
-
-/* Start a thread with all signals blocked; they are main's.  It may use all cpus,
- * also if one of libfuse's ring threads starts it, which have one each.  The stack
- * is only address space until it is used: libnfs takes one frame for each entry of
+/* Start a thread with all signals blocked; they are main's.  The stack is
+ * only address space until it is used: libnfs takes one frame for each entry of
  * a listing, up to 32,000 in its largest reply.  0, or -errno after a
  * message. */
 static int
@@ -397,8 +394,6 @@ sys_thread(pthread_t *tid, void *(*fn)(void *), void *arg)
 	if (pthread_attr_init(&a))
 		return -ENOMEM;
 	pthread_attr_setstacksize(&a, THREAD_STACK);
-	if (CPU_COUNT(&cpus))
-		pthread_attr_setaffinity_np(&a, sizeof(cpus), &cpus);
 	r = pthread_create(tid, &a, fn, arg);
 	pthread_attr_destroy(&a);
 	if (r)
@@ -5868,6 +5863,7 @@ static struct {
 	bool quit;
 	struct { dev_t dev; uint64_t fsid; } devs[256];
 	unsigned ndevs;
+	cpu_set_t cpus;			/* [I] of this process */
 } bdir = { .root = -1, .lock = PTHREAD_MUTEX_INITIALIZER,
 	.cond = PTHREAD_COND_INITIALIZER,
 	.queue = TAILQ_HEAD_INITIALIZER(bdir.queue) };
@@ -6086,6 +6082,8 @@ bdir_thread(void *arg)
 	bool ahead;
 
 	(void)arg;
+	if (conf.fuse_io_uring)		/* who starts us may be bound to one */
+		sched_setaffinity(0, sizeof(bdir.cpus), &bdir.cpus);
 	pthread_mutex_lock(&bdir.lock);
 	while ((f = bdir_next_locked()) || !bdir.quit) {
 		if (!f) {
@@ -10857,8 +10855,7 @@ run_prepare(void)
 	sigset_t all;
 
 	umask(077);
-	if (sched_getaffinity(0, sizeof(cpus), &cpus))
-		CPU_ZERO(&cpus);
+	sched_getaffinity(0, sizeof(bdir.cpus), &bdir.cpus);
 	mallopt(M_ARENA_MAX, 2);
 	mallopt(M_MMAP_THRESHOLD, 4 * (int)MiB);
 	mallopt(M_TRIM_THRESHOLD, 4 * (int)MiB);
