@@ -305,6 +305,10 @@ endif
 ifneq ($(wildcard contrib/cachefs-textfile),)
 	install -m 755 contrib/cachefs-textfile '$(DESTDIR)$(SBINDIR)'
 endif
+ifneq ($(wildcard contrib/fanout),)
+	install -d '$(DESTDIR)$(DOCDIR)/fanout'
+	install -m 644 contrib/fanout/* '$(DESTDIR)$(DOCDIR)/fanout'
+endif
 ifneq ($(wildcard contrib/grafana-dashboard.json),)
 	install -m 644 contrib/grafana-dashboard.json '$(DESTDIR)$(DOCDIR)'
 endif
@@ -328,6 +332,7 @@ uninstall:
 	    '$(DESTDIR)$(DOCDIR)/grafana-dashboard.json' \
 	    '$(DESTDIR)$(BASHCOMPDIR)/cachefs' \
 	    $(UNITS:%='$(DESTDIR)$(UNITDIR)/%')
+	rm -rf '$(DESTDIR)$(DOCDIR)/fanout'
 	-rmdir '$(DESTDIR)$(DOCDIR)' 2>/dev/null
 
 # What is committed, the same bytes every time.

@@ -1939,14 +1939,17 @@ name_find_locked(const char *path, bool create)
 	return n;
 }
 
-/* Copy the server's handle of path to fh if it is known. */
+/* Copy the server's handle of path to fh if it is known, and the file's number
+ * to id. */
 static bool
-name_handle(const char *path, struct handle *fh)
+name_handle(const char *path, struct handle *fh, uint64_t *id)
 {
 	GUARD(&names.lock);
 	struct name *n = name_find_locked(path, false);
-	if (n)
+	if (n) {
 		*fh = n->fh;
+		*id = n->attr.ver.fileid;
+	}
 	return n && fh->len > 0;
 }
 
@@ -2994,6 +2997,8 @@ obj_load(struct obj *o)
 	obj_charge(o, o->bytes, (uint64_t)st.st_blocks * 512);
 }
 
+static void bfile_close(struct bfile *bf);
+
 /* No more is written to o by O_DIRECT. */
 static void
 obj_close_direct(struct obj *o)
@@ -3010,8 +3015,7 @@ obj_free(struct obj *o)
 {
 	sys_close(&o->rfd);
 	obj_close_direct(o);
-	if (o->bf)
-		be->close(o->bf);
+	bfile_close(o->bf);
 	free(o->map);
 	free(o->tab);
 	free(o->path);
@@ -4740,6 +4744,26 @@ fetch_forget(struct obj *o, bool stored)
 	return any;
 }
 
+/* Have o's source open: that of a complete object is not, until its cache file
+ * fails.  0; -ESTALE with *now set if the server has another version; or
+ * -errno. */
+static int
+obj_source(struct obj *o, struct attr *now)
+{
+	return o->bf ? 0 : be->open(o, o->path, now);
+}
+
+/* A READ of o said that the server has another version now.  It may have this
+ * one under another handle: those of some servers do not outlive a restart.  0, and
+ * o can be read again; -ESTALE; or -errno. */
+static int
+obj_again(struct obj *o)
+{
+	struct attr now;
+
+	return be->open(o, o->path, &now);
+}
+
 /* Tell the filler that something changed. */
 static void
 fill_kick(void)
@@ -4790,7 +4814,7 @@ fill_warm(struct obj *o, struct cachefs_file *w)
 	uint64_t until = now_ms() + 1000;
 	const char *why = NULL;
 
-	if (o->gone || o->superseded)
+	if (o->superseded || (o->gone && obj_again(o)))
 		return -ESTALE;
 	if (!o->complete && !o->bypass && !w->size)
 		fill_queue(o);
@@ -5458,15 +5482,6 @@ obj_verify(struct obj *o, const char *buf, uint64_t off, size_t len)
 	return good;
 }
 
-/* Have o's source open: that of a complete object is not, until its cache file
- * fails.  0; -ESTALE with *now set if the server has another version; or
- * -errno. */
-static int
-obj_source(struct obj *o, struct attr *now)
-{
-	return o->bf ? 0 : be->open(o, o->path, now);
-}
-
 /* Start fetches for all gaps of [off, end) while there are buffers. */
 static void
 fetch_demand(struct obj *o, uint64_t off, uint64_t end)
@@ -5554,7 +5569,7 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 	uint64_t end = MIN(off + size, o->attr.ver.size), pos = off;
 	uint64_t began = now_us();
 	struct plan plan;
-	bool missed = false;
+	bool missed = false, again = false;
 	unsigned starts = 0;
 	struct attr now;
 	ssize_t n = 0;
@@ -5574,7 +5589,7 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 			fetch_ahead(o, s, plan, off, end);
 	}
 	n = lent ? obj_lend(o, off, end, lent) : 0;
-	if (n < 0)
+	if (n < 0 && n != -ESTALE)
 		return n;
 	missed = n > 0;
 	if (missed) {
@@ -5584,6 +5599,10 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 	for (; pos < end; pos += (size_t)n) {
 		n = obj_read_some(o, buf + (pos - off), pos, end, &missed,
 		    &starts);
+		if (n == -ESTALE && !again) {
+			again = true;
+			n = obj_again(o);
+		}
 		if (n < 0)
 			return n;
 		if (n > 0)
@@ -5847,6 +5866,7 @@ scrub_verify(struct obj *o, struct cachefs_verify *v)
  * read that somebody waits for.
  */
 struct bfile {
+	struct bfile *older;		/* [I] which this one replaced, or NULL */
 	int fd;				/* bdir: the source, open */
 	char *path;			/* bnfs version 4 */
 	struct open4 *open;		/* the same, per connection */
@@ -5868,18 +5888,30 @@ static struct {
 	.cond = PTHREAD_COND_INITIALIZER,
 	.queue = TAILQ_HEAD_INITIALIZER(bdir.queue) };
 
+/* Close bf, which may be NULL, and those that it replaced. */
+static void
+bfile_close(struct bfile *bf)
+{
+	for (struct bfile *older; bf; bf = older) {
+		older = bf->older;
+		be->close(bf);
+	}
+}
+
 /* The end of a backend's open(): o has bf for its source from now on, unless
- * err or it has one already; then bf is closed.  Returns err. */
+ * err or it has one already that is good; then bf is closed.  Others may still
+ * read by the one that it had.  Returns err. */
 static int
 bfile_settle(struct obj *o, struct bfile *bf, int err)
 {
 	WITH_LOCK(&o->lock)
-		if (!err && !o->bf) {
+		if (!err && (!o->bf || o->gone)) {
+			bf->older = o->bf;
 			o->bf = bf;
+			o->gone = false;
 			bf = NULL;
 		}
-	if (bf)
-		be->close(bf);
+	bfile_close(bf);
 	return err;
 }
 
@@ -6292,6 +6324,7 @@ struct call {
 	pthread_cond_t cond;
 	/* arguments */
 	struct handle fh;
+	uint64_t id;			/* v3: the number of its file, 0: unknown */
 	char *path;			/* v3: a name; v4: the whole path */
 	struct fetch *f;
 	struct open4 close;
@@ -6929,6 +6962,42 @@ conn3_took(struct call *k, void *data)
 	}
 }
 
+/* The attributes that a reply has, good or bad, of what k's handle stands for;
+ * NULL: those of such a call are no matter, or its own result. */
+static const struct post_op_attr *
+conn3_about(const struct call *k, void *data)
+{
+	bool good = *(nfsstat3 *)data == NFS3_OK;
+	LOOKUP3res *l = data;
+	READDIRPLUS3res *d = data;
+	READLINK3res *s = data;
+
+	switch (k->op) {
+	case CALL_LOOKUP:
+		return good ? &l->LOOKUP3res_u.resok.dir_attributes :
+		    &l->LOOKUP3res_u.resfail.dir_attributes;
+	case CALL_READDIR:
+		return good ? &d->READDIRPLUS3res_u.resok.dir_attributes :
+		    &d->READDIRPLUS3res_u.resfail.dir_attributes;
+	case CALL_READLINK:
+		return good ? &s->READLINK3res_u.resok.symlink_attributes :
+		    &s->READLINK3res_u.resfail.symlink_attributes;
+	default:
+		return NULL;
+	}
+}
+
+/* Does k's handle stand for another file now?  A server that has restarted may
+ * give its handles anew: those of FUSE are numbers. */
+static bool
+conn3_mistook(const struct call *k, void *data)
+{
+	const struct post_op_attr *pa = k->id ? conn3_about(k, data) : NULL;
+
+	return pa && pa->attributes_follow &&
+	    pa->post_op_attr_u.attributes.fileid != k->id;
+}
+
 /* The reply to k, version 3.  Runs in c's thread, also while its context is
  * destroyed (status is not success then). */
 static void
@@ -6949,7 +7018,8 @@ conn3_reply(struct rpc_context *rpc, int status, void *data, void *arg)
 		k->not_before = now_ms() + 200;
 		call_again(k);
 	} else {
-		call_answered(k, st ? status3(st) : conn3_took(k, data));
+		call_answered(k, conn3_mistook(k, data) ? -ESTALE :
+		    st ? status3(st) : conn3_took(k, data));
 	}
 }
 
@@ -7532,6 +7602,7 @@ bnfs_ask(enum call_op op, const char *path, bool fresh, struct answer *ans)
 	bool v3 = bnfs.version == 3;
 	const char *of = path, *name = path;
 	struct handle fh = { 0 };
+	uint64_t id = 0;
 	char *parent = NULL;
 	struct call *k;
 	int r = 0;
@@ -7544,12 +7615,13 @@ bnfs_ask(enum call_op op, const char *path, bool fresh, struct answer *ans)
 	}
 	if (v3 && !of[1]) {
 		fh = root3();
-	} else if (v3 && (fresh || !name_handle(of, &fh))) {
+	} else if (v3 && (fresh || !name_handle(of, &fh, &id))) {
 		uint64_t asked = now_us();
 
 		r = bnfs_ask(CALL_GETATTR, of, fresh, ans);
 		if (!r) {
 			fh = ans->fh;
+			id = ans->attr.ver.fileid;
 			name_validated(of, &ans->attr, &fh, asked, NULL);
 		}
 	}
@@ -7560,6 +7632,7 @@ bnfs_ask(enum call_op op, const char *path, bool fresh, struct answer *ans)
 	if (!k)
 		return -ENOMEM;
 	k->fh = fh;
+	k->id = id;
 	return call_wait(k, ans);
 }
 
@@ -7613,16 +7686,19 @@ static int
 bnfs_open(struct obj *o, const char *path, struct attr *now)
 {
 	struct bfile *bf = calloc(1, sizeof(*bf));
+	uint64_t id;
 	int r = 0;
 
 	if (!bf)
 		return -ENOMEM;
-	if (bnfs.version == 4) {
+	if (bnfs.version == 4 && o->bf) {	/* which it opens anew by itself */
+		r = -ESTALE;
+	} else if (bnfs.version == 4) {
 		bf->path = strdup(path);
 		bf->open = calloc(conf.nfs_connections, sizeof(*bf->open));
 		if (!bf->path || !bf->open)
 			r = -ENOMEM;
-	} else if (!name_handle(path, &bf->fh)) {
+	} else if (!name_handle(path, &bf->fh, &id)) {
 		r = bnfs_getattr(path, now, &bf->fh);
 		if (!r && !version_same(&now->ver, &o->attr.ver))
 			r = -ESTALE;

@@ -299,7 +299,7 @@ struct obj {
 	uint64_t *checked;		/* [b] which of them were compared */
 	uint64_t present;		/* [b] bits set in map */
 	LIST_HEAD(fetch_list, fetch) *tab; /* [b] OBJ_BUCKETS, once needed */
-	struct bfile *_Atomic bf;	/* [a] open on the server; set once */
+	struct bfile *_Atomic bf;	/* [a] open on the server */
 	_Atomic bool gone;		/* [a] server has another version now */
 	int backing_id, backing_users;	/* [b] passthrough */
 	_Atomic uint64_t reading;	/* [a] where the last read ended */

@@ -55,6 +55,11 @@ version() {
 	./usr/share/bash-completion/completions/cachefs
 	./usr/share/doc/cachefs/README.md
 	./usr/share/doc/cachefs/cachefs.ini.example
+	./usr/share/doc/cachefs/fanout/README.md
+	./usr/share/doc/cachefs/fanout/ganesha.conf
+	./usr/share/doc/cachefs/fanout/nfs-ganesha.service.d.conf
+	./usr/share/doc/cachefs/fanout/node.ini
+	./usr/share/doc/cachefs/fanout/site.ini
 	./usr/share/doc/cachefs/grafana-dashboard.json
 	./usr/share/man/man8/cachefs-textfile.8
 	./usr/share/man/man8/cachefs.8

@@ -25,6 +25,7 @@
 #              NFS_LOG     log level (default EVENT; FULL_DEBUG is the most)
 #              NFS_EXTRA   more lines for the NFS_CORE_PARAM block
 #              NFS_EXPORT_EXTRA  more lines for the EXPORT block
+#              NFS_EXPORT  a file whose EXPORT block, but for the path, is taken
 set -eu
 
 state=${NFS_STATE:-/tmp/nfs-server.$(id -u)}
@@ -163,6 +164,12 @@ start() { # EXPORTDIR PORT
 		Facility { name = FILE; destination = "$st/log"; enable = active; }
 	}
 	EOF
+	if [ -n "${NFS_EXPORT:-}" ]; then
+		sed -i '/^EXPORT {/,/^}/d' "$st/ganesha.conf"
+		sed -n '/^EXPORT {/,/^}/p' "$NFS_EXPORT" |
+			sed -E "s|(Path\|Pseudo) = .*|\1 = \"$dir\";|" \
+			    >>"$st/ganesha.conf"
+	fi
 	bin=$(command -v ganesha.nfsd || :)
 	if [ -n "$prefix" ]; then
 		bin=$prefix/usr/bin/ganesha.nfsd
