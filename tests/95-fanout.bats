@@ -51,6 +51,7 @@ tiers() { # NODES [OPT...]
 	shift
 	need root fuse nfs
 	start_nfs
+	# shellcheck disable=SC2153	# start_nfs sets it
 	ORIGIN_PORT=$NFS_PORT
 	start_site
 	start_export

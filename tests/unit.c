@@ -953,6 +953,7 @@ test_names(void)
 	struct attr a = { .ver.fileid = 3 }, b = { .ver.fileid = 4 };
 	struct obj o = { .attr = a };
 	struct name *n, *open;
+	uint64_t id = 0;
 	char path[32];
 
 	open = name_find_locked("/open", true);
@@ -970,11 +971,12 @@ test_names(void)
 	T(!known("/n1") && !known("/n1000") && known("/n1001"));
 	claim("the names last used are remembered, and those of open files");
 
-	T(!name_handle("/n0", &fh) && name_validated("/n0", &a,
+	T(!name_handle("/n0", &fh, &id) && name_validated("/n0", &a,
 	    &(struct handle){ .len = 5 }, 100, NULL));
-	T(name_handle("/n0", &fh) && fh.len == 5);
+	T(name_handle("/n0", &fh, &id) && fh.len == 5 &&
+	    id == a.ver.fileid);
 	name_doubt("/n0", false);
-	T(!name_handle("/n0", &fh));
+	T(!name_handle("/n0", &fh, &id));
 	T(!name_validated("/n0", &b, &fh, 100, NULL));
 	T(name_validated("/n0", &a, &fh, 100, NULL));
 	T(name_validated("/n0", &b, &fh, now_us() + 1, NULL));
