@@ -9143,7 +9143,7 @@ op_ioctl(const char *path, unsigned cmd, void *arg, struct fuse_file_info *fi,
  * of libfuse's own (ld --wrap), so that these requests are noted, too.
  */
 static struct {
-	bool offered;			/* by the kernel */
+	atomic_bool offered;		/* by the kernel */
 	atomic_uint busy;		/* requests that such threads process */
 } ring;
 
