@@ -36,8 +36,8 @@
  *	filler		background fills: starts fetches, never reads
  *	checkpointer	writes index files
  *	noter		writes the tree's files
- *	evictor		scans the cache at start, then keeps the watermarks, and
- *			begins a cache anew that somebody removed
+ *	evictor		scans the cache at start, then keeps the watermark, with a
+ *			helper, and begins a cache anew that somebody removed
  *	scrubber	compares blocks with their checksums, now and then
  *
  * Lock ranks: a thread that holds one takes only ones further right.
@@ -2153,6 +2153,7 @@ static struct {
 	uint64_t evictions;		/* since then */
 	uint64_t used;			/* bytes, reservations included */
 	uint64_t unwritten;		/* of these not on disk yet */
+	uint64_t leaving;		/* of these being evicted now */
 	uint64_t roomy;			/* objects that may yet make files */
 	uint64_t nents, ncomplete;
 	uint64_t pinned, pin_max;	/* bytes of pinned files */
@@ -2530,11 +2531,13 @@ evict_one(void)
 			v.fsid = e->fsid;
 			v.fileid = e->fileid;
 			e->live++;
+			store.leaving += e->bytes;
 		}
 	if (!e)
 		return false;
 	store_unlink(&v);		/* by its stripe nobody can open it */
 	WITH_LOCK(&store.lock) {
+		store.leaving -= e->bytes;
 		COUNT(evicted_objects, 1);
 		COUNT(evicted_bytes, e->bytes);
 		store.used -= e->bytes;
@@ -2659,7 +2662,7 @@ store_reserve(struct obj *o, uint64_t bytes, enum reason *why)
 			store.unwritten += bytes;
 			return 0;
 		}
-		pthread_cond_signal(&store.evict);
+		pthread_cond_broadcast(&store.evict);
 	}
 	return -ENOSPC;
 }
@@ -3693,28 +3696,48 @@ store_renew(void)
 
 static void tree_scan(void);
 
-/* Scans once, then keeps use below the watermarks (95 % of the limit), and has
- * a cache directory. */
+/* Evict one object if use is above the watermark, 95 % of the limit; wait a second
+ * for that unless there was more to do.  Is there now? */
+static bool
+evict_turn(bool more)
+{
+	uint64_t slack;
+
+	WITH_LOCK(&store.lock) {
+		if (!more && !stopping)
+			wait_on(&store.evict, &store.lock, now_ms() + 1000);
+		slack = (store.limit ? store.limit : store.min_free) / 20;
+		more = store_missing_locked(slack) > store.leaving;
+	}
+	return more && (evict_one() || (evict_release() && evict_one()));
+}
+
+/* Helps the evictor: unlink(2) waits for the disk. */
+static void *
+evict_helper(void *arg)
+{
+	(void)arg;
+	for (bool more = false; !stopping;)
+		more = evict_turn(more);
+	return NULL;
+}
+
+/* Scans once, then keeps use below the watermark, and has a cache directory. */
 static void *
 evict_thread(void *arg)
 {
-	uint64_t next = 0, wait = 1000, slack = 0;
+	uint64_t next = 0, wait = 1000;
+	pthread_t helper = 0;
 	bool more = true;
 
 	(void)arg;
 	tree_scan();
 	store_scan();
 	store.scanned = true;
+	if (sys_thread(&helper, evict_helper, NULL))
+		helper = 0;
 	while (!stopping) {
-		WITH_LOCK(&store.lock) {
-			if (!more && !stopping)
-				wait_on(&store.evict, &store.lock,
-				    now_ms() + 1000);
-			slack = (store.limit ? store.limit : store.min_free) /
-			    20;
-			more = store_missing_locked(slack) > 0;
-		}
-		more = more && evict_for(slack);
+		more = evict_turn(more);
 		if (now_ms() < next)
 			continue;
 		if (!store_removed(store.objects) || store_renew())
@@ -3723,6 +3746,8 @@ evict_thread(void *arg)
 			wait = MIN(wait * 2, 60000);
 		next = now_ms() + wait;
 	}
+	if (helper)
+		pthread_join(helper, NULL);
 	return NULL;
 }
 
@@ -3754,7 +3779,7 @@ store_limits(void)
 	/* of the inodes the same share */
 	store.min_inodes = (uint64_t)((double)(total - store.room) /
 	    (double)MAX(total, 1) * (double)sv.f_files);
-	pthread_cond_signal(&store.evict);
+	pthread_cond_broadcast(&store.evict);
 	return 0;
 }
 
@@ -3776,7 +3801,7 @@ store_stop(void)
 {
 	sys_thread_end(ckpt.tid, &ckpt.lock, &ckpt.cond, &ckpt.quit);
 	WITH_LOCK(&store.lock)
-		pthread_cond_signal(&store.evict);
+		pthread_cond_broadcast(&store.evict);
 	if (store.evictor)
 		pthread_join(store.evictor, NULL);
 	if (hung)
