@@ -279,8 +279,10 @@ lint-man:
 
 # --- Installing -----------------------------------------------------------
 
-# Links to the one there is.
-PAGES	= mount.cachefs.8 cachefs-textfile.8
+# Links to the one there is.  mount(8) looks for the second helper when it is told
+# the type that the kernel shows: mount -o remount does.
+HELPERS	= mount.cachefs mount.fuse.cachefs
+PAGES	= $(HELPERS:%=%.8) cachefs-textfile.8
 UNITS	= cachefs@.service cachefs-textfile.service cachefs-textfile.timer
 
 # Installs what is built; builds only what is not, so that `sudo make install`
@@ -290,8 +292,10 @@ install:
 	install -d '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(MOUNTDIR)' \
 	    '$(DESTDIR)$(MANDIR)/man8' '$(DESTDIR)$(DOCDIR)'
 	install -m 755 cachefs '$(DESTDIR)$(SBINDIR)/cachefs'
-	ln -sf '$(if $(filter $(SBINDIR),$(MOUNTDIR)),,$(SBINDIR)/)cachefs' \
-	    '$(DESTDIR)$(MOUNTDIR)/mount.cachefs'
+	for helper in $(HELPERS); do \
+		ln -sf '$(if $(filter $(SBINDIR),$(MOUNTDIR)),,$(SBINDIR)/)cachefs' \
+		    '$(DESTDIR)$(MOUNTDIR)'/"$$helper" || exit; \
+	done
 	install -m 644 cachefs.8 '$(DESTDIR)$(MANDIR)/man8/cachefs.8'
 	for page in $(PAGES); do \
 		ln -sf cachefs.8 '$(DESTDIR)$(MANDIR)/man8'/"$$page" || exit; \
@@ -324,7 +328,7 @@ endif
 uninstall:
 	rm -f '$(DESTDIR)$(SBINDIR)/cachefs' \
 	    '$(DESTDIR)$(SBINDIR)/cachefs-textfile' \
-	    '$(DESTDIR)$(MOUNTDIR)/mount.cachefs' \
+	    $(HELPERS:%='$(DESTDIR)$(MOUNTDIR)/%') \
 	    '$(DESTDIR)$(MANDIR)/man8/cachefs.8' \
 	    $(PAGES:%='$(DESTDIR)$(MANDIR)/man8/%') \
 	    '$(DESTDIR)$(DOCDIR)/README.md' \

@@ -92,6 +92,25 @@ end_cache_users() {
 	END
 }
 
+@test "a fstab line of type fuse, as the ancestor had them, mounts by mount.fuse" {
+	command -v mount.fuse >/dev/null || skip "no mount.fuse here"
+	# A link by the ancestor's name is the administrator's to make.
+	mkdir "$WORK/a" "$WORK/sbin"
+	ln -s "$CACHEFS" "$WORK/sbin/nfs-cachefs"
+	cat >"$WORK/fstab" <<-END
+	cachefs#$EXPORT $WORK/a fuse cache_dir=$WORK/cache.a,allow_other,_netdev 0 0
+	nfs-cachefs#$EXPORT $MNT fuse cache_dir=$CACHE,cache_size_gb=50,allow_other,_netdev 0 0
+	END
+	in_namespace <<-'END'
+	mount -a
+	for m in "$WORK/a" "$MNT"; do
+		cmp "$EXPORT/f" "$m/f"
+		[ "$(findmnt -no FSTYPE -M "$m")" = fuse.cachefs ]
+	done
+	umount "$WORK/a" "$MNT"
+	END
+}
+
 @test "one bad line of fstab is named, and does not keep the others from mounting" {
 	mkdir "$WORK/a" "$WORK/b"
 	cat >"$WORK/fstab" <<-END
