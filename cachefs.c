@@ -9888,6 +9888,30 @@ cmd_stats(int argc, char **argv)
 	return r;
 }
 
+/* Is what is mounted at exactly this path, or (below) at the nearest one above
+ * it, a cachefs? */
+static bool
+mounted_at(const char *path, bool below)
+{
+	FILE *f = setmntent("/proc/self/mounts", "re");
+	char buf[4 * PATH_MAX];
+	size_t n, most = 0;
+	struct mntent m;
+	bool ours = false;
+
+	while (f && getmntent_r(f, &m, buf, sizeof(buf))) {
+		n = strcmp(m.mnt_dir, "/") ? strlen(m.mnt_dir) : 0;
+		if (n >= most && !strncmp(m.mnt_dir, path, n) &&
+		    (!path[n] || (below && path[n] == '/'))) {
+			most = n;
+			ours = !strcmp(m.mnt_type, "fuse.cachefs");
+		}
+	}
+	if (f)
+		endmntent(f);
+	return ours;
+}
+
 static struct {				/* a walk over what the caller named */
 	int depth;			/* how far below a directory */
 	void (*fn)(const char *path, const struct stat *st);
@@ -9930,8 +9954,16 @@ walk_entry(const char *path, const struct stat *st, int type, struct FTW *w)
 static void
 walk_path(const char *path)
 {
-	if (nftw(path, walk_entry, 64, FTW_PHYS | FTW_ACTIONRETVAL) < 0)
+	char *real = realpath(path, NULL);
+	struct stat st;
+
+	/* a tree without files would be taken for one that has been done */
+	if (real && !stat(real, &st) && S_ISDIR(st.st_mode) &&
+	    !mounted_at(real, true))
+		complain(path, "is not in a cachefs mount");
+	else if (nftw(path, walk_entry, 64, FTW_PHYS | FTW_ACTIONRETVAL) < 0)
 		complain_err(path, errno);
+	free(real);
 }
 
 /* All of argv from optind on.  The exit status. */
@@ -10501,23 +10533,6 @@ usage(void)
 	printf("\nSee cachefs(8).\n");
 }
 
-/* Is a cachefs mounted at exactly this path, and nothing over it? */
-static bool
-mounted_at(const char *path)
-{
-	FILE *f = setmntent("/proc/self/mounts", "re");
-	char buf[4 * PATH_MAX];
-	struct mntent m;
-	bool ours = false;
-
-	while (f && getmntent_r(f, &m, buf, sizeof(buf)))
-		if (!strcmp(m.mnt_dir, path))
-			ours = !strcmp(m.mnt_type, "fuse.cachefs");
-	if (f)
-		endmntent(f);
-	return ours;
-}
-
 /* Check the mount point, and clear a dead mount of our own.  0 or -errno
  * after a sentence. */
 static int
@@ -10528,7 +10543,7 @@ mountpoint_check(void)
 	pid_t pid;
 	int r;
 
-	if (mounted_at(path)) {
+	if (mounted_at(path, false)) {
 		char *ctl = path_join(path, &CTL_STATS[1]);
 		int fd = ctl ? open(ctl, O_RDONLY | O_CLOEXEC) : -1;
 

@@ -256,16 +256,23 @@ complete_below() { # DIR -> how many files
 	for cmd in ls warm evict pin unpin; do
 		says 2 'usage: cachefs '$cmd "$cmd"
 		says 1 'helpers.bash: is not a file of a cachefs mount'     "$cmd" "$TESTS/helpers.bash"
+		says 1 "$EXPORT: is not in a cachefs mount" "$cmd" "$EXPORT"
 		says 1 'nothing: No such file' "$cmd" "$MNT/nothing"
 		says 2 'invalid option.*Z' "$cmd" -Z "$MNT"
 	done
 	says 2 '-n 0: 1 to 64' warm -n 0 "$MNT"
+	mkdir "$EXPORT/d"
+	ln -s d "$EXPORT/link"
+	"$CACHEFS" warm -q "$MNT/d" "$MNT/./" "$MNT"
+	(cd "$MNT/d" && "$CACHEFS" warm -q . ..)
 	# of many each is named
 	not "$CACHEFS" ls "$MNT"/none{1..30} 2>"$WORK/why.log"
 	[ "$(grep -c 'none[0-9]*: No such file' "$WORK/why.log")" = 30 ]
 	kill_cachefs KILL
 	says 1 'the daemon of this mount has ended' ls "$MNT"
 	force_unmount "$MNT"
+	# where it was, and with nothing in it
+	says 1 "$MNT: is not in a cachefs mount" warm "$MNT"
 }
 
 @test "stats fits a terminal, has bars, and repeats as rates" {
