@@ -9486,7 +9486,8 @@ shot_take(struct shot *s, const char *mnt)
 	if (fd < 0)
 		return fail(EXIT_FAILURE, "%s: %s", mnt,
 		    errno == ENOENT || errno == ENOTDIR ?
-		    "is not a cachefs mount" : strerror(errno));
+		    "is not a cachefs mount" : errno == ENOTCONN ?
+		    "the daemon of this mount has ended" : strerror(errno));
 	s->at = now_ms();
 	n = sys_pread(fd, s->json, sizeof(s->json) - 1, 0);
 	close(fd);

@@ -270,6 +270,7 @@ complete_below() { # DIR -> how many files
 	[ "$(grep -c 'none[0-9]*: No such file' "$WORK/why.log")" = 30 ]
 	kill_cachefs KILL
 	says 1 'the daemon of this mount has ended' ls "$MNT"
+	says 1 'the daemon of this mount has ended' stats "$MNT"
 	force_unmount "$MNT"
 	# where it was, and with nothing in it
 	says 1 "$MNT: is not in a cachefs mount" warm "$MNT"
@@ -411,7 +412,7 @@ textfile() { # ARG...
 	    "$WORK/prom/cachefs.prom"
 	[ "$(grep -c '^cachefs_objects{' "$WORK/prom/cachefs.prom")" = 1 ]
 	[ "$(wc -l <"$WORK/why.log")" = 2 ]
-	grep -q 'mnt1: Transport endpoint is not connected$' "$WORK/why.log"
+	grep -q 'mnt1: the daemon of this mount has ended$' "$WORK/why.log"
 	grep -q 'mnt2: the daemon does not answer$' "$WORK/why.log"
 	force_unmount "$WORK/mnt1"
 }
