@@ -426,6 +426,8 @@ struct req {
 	pthread_cond_t *cond;		/* reqs.lock: waited on */
 	bool interrupted;		/* reqs.lock */
 	struct req *next;		/* reqs.lock */
+	uint64_t until;			/* the server's answer is not waited for any
+					 * longer (now_ms()); 0: no matter how long */
 };
 
 static _Thread_local struct req *cur;
@@ -6775,9 +6777,9 @@ call_wait(struct call *k, struct answer *ans)
 	COUNT(backend_requests, 1);
 	call_queue(k, false);
 	WITH_LOCK(&bnfs.lock) {
-		while (!k->over && r != -EINTR)
-			r = wait_on(&k->cond, &bnfs.lock, 0);
-		r = k->over ? k->err : -EINTR;
+		while (!k->over && !r)
+			r = wait_on(&k->cond, &bnfs.lock, cur ? cur->until : 0);
+		r = k->over ? k->err : r == -ETIMEDOUT ? -EHOSTDOWN : r;
 	}
 	if (!r) {
 		*ans = k->ans;
@@ -8364,6 +8366,29 @@ op_estale(const char *path)
 	return token_estale_locked(path);
 }
 
+/* The root's attributes.  Who wants to see .cachefs needs them, above all while the
+ * server does not answer: a second later those last seen do. */
+static int
+op_getattr_root(struct attr *a)
+{
+	struct name *n;
+	int r;
+
+	if (cur)
+		cur->until = now_ms() + 1000;
+	r = op_validate("/", a);
+	if (cur)
+		cur->until = 0;
+	if (r != -EHOSTDOWN)
+		return r;
+	GUARD(&names.lock);
+	n = name_find_locked("/", false);
+	if (!n || !n->answered)
+		return r;
+	*a = n->attr;
+	return 0;
+}
+
 static int
 op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 {
@@ -8383,7 +8408,7 @@ op_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 		return r;
 	if (!lookup && op_getattr_known(path, st))
 		return 0;
-	r = op_validate(path, &a);
+	r = path[1] ? op_validate(path, &a) : op_getattr_root(&a);
 	if (r && lookup)
 		token_failed(path);
 	if (r)

@@ -124,6 +124,38 @@ missing() { # FILE
 	as_it_was
 }
 
+@test "statistics can be read from the moment the server hangs, whatever is to be served" {
+	for offline in serve fail; do
+		make_file "$EXPORT/f" 1M
+		start_nfs
+		start_cachefs nfs_timeout=60 cache_offline=$offline \
+		    fuse_attr_timeout=0
+		server=$("$TESTS/nfs-server.sh" pid "$NFS_PORT")
+		kill -STOP "$server"
+		"$CACHEFS" stats -p "$MNT" >"$WORK/metrics"	# 5 s at most
+		grep -q '^cachefs_up{.*} 1$' "$WORK/metrics"
+		# what is asked of the server waits for it
+		background timeout $((30 * SLOW)) cmp "$EXPORT/f" "$MNT/f"
+		reader=$!
+		"$CACHEFS" stats "$MNT" >/dev/null
+		kill -CONT "$server"
+		wait "$reader"
+		stop_cachefs
+		stop_nfs
+	done
+}
+
+@test "statistics can be read while the server is away" {
+	make_file "$EXPORT/f" 1M
+	start_nfs
+	start_cachefs nfs_timeout=2 cache_offline=fail fuse_attr_timeout=0
+	stop_nfs
+	[ "$(attempt "$MNT/f" | cut -d' ' -f1)" = EIO ]
+	wait_until 20 state_is offline
+	[ "$(attempt "$MNT/f" | cut -d' ' -f1)" = EIO ]
+	not ls "$MNT"
+}
+
 @test "without a cache that knows the server nothing starts without it" {
 	start_nfs
 	stop_nfs

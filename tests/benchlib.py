@@ -324,6 +324,11 @@ def own_cpu():
     return use.ru_utime + use.ru_stime
 
 
+def write_to(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+
+
 def drop_caches():
     os.sync()
     with open("/proc/sys/vm/drop_caches", "w") as f:
