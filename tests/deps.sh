@@ -309,15 +309,17 @@ private_fuse()
 	chown -R --reference=. build
 }
 
-# promtool, for one test, without the server that its package would start.
+# promtool, for one test, without the server that its package would start: up to
+# Debian 12 that of prometheus, then one of its own.
 private_promtool()
 {
 	local dir=$deps/promtool
 	[ ! -x "$dir/promtool" ] && ! command -v promtool >/dev/null || return 0
 	mkdir -p "$dir"
-	(cd "$dir" && quietly timeout 120 apt-get -q download prometheus &&
-	    quietly dpkg-deb -x prometheus_*.deb x &&
-	    mv x/usr/bin/promtool . && rm -rf x prometheus_*.deb) ||
+	(cd "$dir" && { quietly timeout 120 apt-get -q download promtool ||
+	    quietly timeout 120 apt-get -q download prometheus; } &&
+	    quietly dpkg-deb -x prom*.deb x &&
+	    mv x/usr/bin/promtool . && rm -rf x prom*.deb) ||
 		say "no promtool could be had: what it checks is skipped"
 	chown -R --reference=. build
 }
