@@ -222,7 +222,7 @@ check-packages:
 demo: cachefs
 	@CACHEFS=$(CURDIR)/cachefs tests/demo.sh
 
-# The figures of README.md: some 25 minutes, as root, on an idle machine.
+# The figures of README.md: half an hour, as root, on an idle machine.
 #	make bench BENCHFLAGS="-n 1 --size 64M hot cold"
 bench: cachefs build/nfscopy
 	@bash tests/deps.sh bench || echo 'bench: going on with what is there'

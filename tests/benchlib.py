@@ -1,6 +1,7 @@
 """What tests/bench is built on: figures and tables, charts, processes, ways to
 read, and the systems under test.  What is measured is there."""
 import csv
+import glob
 import itertools
 import json
 import mmap
@@ -527,6 +528,11 @@ class Cachefs(Mounted):
             raise Refused(later if later in why else why) from e
         with open(self.cache + "/lock") as f:
             return int(f.read())
+
+    def cache_file(self, name):
+        """The file that a hit reads in the end."""
+        number = os.stat(self.path(name)).st_ino
+        return glob.glob(f"{self.cache}/objects/*/*{number:016x}")[0]
 
     def stat(self, name):
         with open(self.path(".cachefs/stats")) as f:
