@@ -11249,9 +11249,12 @@ check_mount(void)
 {
 	struct stat st;
 	bool good = true;
-	int r = mount_fuse(-1) ?: be->run() ?:
-	    pool_start(conf.buffer_memory, conf.cache_block_size);
+	int r;
 
+	if (!conf.debug)		/* the verdicts say the rest */
+		logs.level = MIN(logs.level, (int)LOG_WARN);
+	r = mount_fuse(-1) ?: be->run() ?:
+	    pool_start(conf.buffer_memory, conf.cache_block_size);
 	if (!r) {
 		good = !exec_start(store.dir);
 		verdict("io_uring", good, "%s", exec.uring ? "on" :

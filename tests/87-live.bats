@@ -206,6 +206,7 @@ reread() { # REGEX
 			grep -qE "^$what +ok " "$WORK/said.log"
 		done
 		[ "$(wc -l <"$WORK/said.log")" = 6 ]
+		[ ! -s "$WORK/stderr" ]
 	done
 	[ ! -e "$CACHE" ]
 	not grep cachefs-check /proc/self/mounts
