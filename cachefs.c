@@ -4780,15 +4780,17 @@ obj_source(struct obj *o, struct attr *now)
 	return o->bf ? 0 : be->open(o, o->path, now);
 }
 
-/* A READ of o said that the server has another version now.  It may have this
- * one under another handle: those of some servers do not outlive a restart.  0, and
- * o can be read again; -ESTALE; or -errno. */
+/* The same for a READ, of a file that may be gone from its path.  again: the last
+ * one said that the server has another version now; it may have this one under
+ * another handle, for those of some servers do not outlive a restart.  0, -ESTALE
+ * or -errno. */
 static int
-obj_again(struct obj *o)
+obj_reopen(struct obj *o, bool again)
 {
 	struct attr now;
+	int r = o->bf && !again ? 0 : be->open(o, o->path, &now);
 
-	return be->open(o, o->path, &now);
+	return r == -ENOENT || r == -ENOTDIR || r == -ELOOP ? -ESTALE : r;
 }
 
 /* Tell the filler that something changed. */
@@ -4841,7 +4843,7 @@ fill_warm(struct obj *o, struct cachefs_file *w)
 	uint64_t until = now_ms() + 1000;
 	const char *why = NULL;
 
-	if (o->superseded || (o->gone && obj_again(o)))
+	if (o->superseded || (o->gone && obj_reopen(o, true)))
 		return -ESTALE;
 	if (!o->complete && !o->bypass && !w->size)
 		fill_queue(o);
@@ -5539,7 +5541,6 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 {
 	struct fetch *f;
 	uint64_t from = pos - pos % o->bs, to;
-	struct attr now;
 	size_t run;
 	ssize_t n;
 	char *fresh;
@@ -5568,11 +5569,11 @@ obj_read_some(struct obj *o, char *buf, uint64_t pos, uint64_t end,
 			COUNT(hit_bytes, run);
 			return n;
 		}
-		return obj_source(o, &now);
+		return obj_reopen(o, false);
 	}
 	if (o->gone)
 		return -ESTALE;
-	n = obj_source(o, &now);	/* the cache file may have failed since */
+	n = obj_reopen(o, false);	/* the cache file may have failed since */
 	if (n < 0)
 		return n;
 	to = MIN(MIN(ROUND_UP(from + 1, IO_MAX), ROUND_UP(end, o->bs)),
@@ -5598,13 +5599,12 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 	struct plan plan;
 	bool missed = false, again = false;
 	unsigned starts = 0;
-	struct attr now;
 	ssize_t n = 0;
 
 	if (off >= end)
 		return 0;
 	if (!o->complete) {
-		n = obj_source(o, &now);
+		n = obj_reopen(o, false);
 		if (n < 0)
 			return n;
 		fetch_demand(o, off, end);
@@ -5628,7 +5628,7 @@ obj_read(struct obj *o, struct stream *s, char *buf, size_t size, uint64_t off,
 		    &starts);
 		if (n == -ESTALE && !again) {
 			again = true;
-			n = obj_again(o);
+			n = obj_reopen(o, true);
 		}
 		if (n < 0)
 			return n;
