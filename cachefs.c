@@ -8144,6 +8144,8 @@ op_validate(const char *path, struct attr *a)
 			return 0;
 		}
 		r = be->getattr(path, &fresh, &fh);
+		if (r == -ESTALE)
+			continue;	/* replaced while it was looked up */
 		if (!r && !path[1] && !S_ISDIR(fresh.mode))
 			r = -EIO;	/* the kernel would give it up for good */
 		if (r == -EHOSTDOWN)
@@ -8159,7 +8161,7 @@ op_validate(const char *path, struct attr *a)
 			return 0;
 		}
 	}
-	return 0;			/* it changes faster than we can ask */
+	return r;			/* it changes faster than we can ask */
 }
 
 /* May o's data file be handed to the kernel? */
@@ -9026,7 +9028,8 @@ op_statfs(const char *path, struct statvfs *sv)
 	return op_errno(r);
 }
 
-/* The object of a path as it is known now, for the xattrs; NULL: none. */
+/* The object of a path as it is known now, for the xattrs; NULL: none, or *err,
+ * which is 0 before. */
 static struct obj *
 op_object(const char *path, int *err)
 {
@@ -9039,7 +9042,9 @@ op_object(const char *path, int *err)
 		if (n && n->opens)
 			o = obj_ref(n->obj);
 	}
-	if (o || is_ctl(path) || path_is_aside(path))
+	if (!o && path_is_aside(path))
+		*err = -ESTALE;		/* the kernel looks its name up anew */
+	if (o || is_ctl(path) || *err)
 		return o;
 	*err = op_errno(op_validate(path, &a));
 	/* to be looked at is no use of it */
