@@ -408,7 +408,7 @@ sys.exit(m[:] != open(sys.argv[2], "rb").read())' "$MNT/f" "$WORK/one"; }
 }
 
 removed_while_open() {
-	make_file "$EXPORT/f" 8M
+	make_file "$EXPORT/f" 64M	# more than is read ahead
 	cp "$EXPORT/f" "$WORK/one"
 	exec {old}<"$MNT/f"
 	head -c 100000 <&"$old" | cmp - <(head -c 100000 "$WORK/one")
