@@ -4462,7 +4462,7 @@ tree_get(const char *path, struct attr *a, char *link, size_t size)
 		return -EHOSTDOWN;
 	if (link)
 		memcpy(link, entry_link(e), e->link_len + 1u);
-	else
+	else if (a)
 		*a = e->attr;
 	return 0;
 }
