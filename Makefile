@@ -282,7 +282,7 @@ lint-man:
 # Links to the one there is.  mount(8) looks for the second helper when it is told
 # the type that the kernel shows: mount -o remount does.
 HELPERS	= mount.cachefs mount.fuse.cachefs
-PAGES	= mount.cachefs.8 cachefs-textfile.8
+PAGES	= $(HELPERS:%=%.8) cachefs-textfile.8
 UNITS	= cachefs@.service cachefs-textfile.service cachefs-textfile.timer
 
 # Installs what is built; builds only what is not, so that `sudo make install`

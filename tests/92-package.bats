@@ -65,6 +65,7 @@ version() {
 	./usr/share/man/man8/cachefs-textfile.8
 	./usr/share/man/man8/cachefs.8
 	./usr/share/man/man8/mount.cachefs.8
+	./usr/share/man/man8/mount.fuse.cachefs.8
 	END
 	usr/sbin/mount.cachefs -V
 	cmp usr/share/man/man8/mount.cachefs.8 "$ROOT/cachefs.8"
