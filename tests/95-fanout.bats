@@ -12,6 +12,7 @@ SITE_PORT=
 teardown() {
 	[ -z "$SITE_PORT" ] || NFS_STATE=$WORK/nfs.site \
 	    "$TESTS/nfs-server.sh" stop
+	export NFS_STATE=$WORK/nfs	# the origin's
 	common_teardown
 }
 

@@ -129,6 +129,9 @@ while [ "$next" -lt ${#files[@]} ] || [ ${#lane[@]} -gt 0 ]; do
 	# shellcheck disable=SC2016	# for the other shell
 	run "${files[i]}" sh -c 'cat "$1"; exit "$2"' - "$TMPDIR/$i.tap" "$rc"
 done
+while read -r p; do
+	fail "left running: $p"
+done < <(pgrep -af "$TMPDIR/")
 if [ -n "$log" ]; then
 	for f in "$log".*; do
 		[ -s "$f" ] || continue
