@@ -2618,6 +2618,14 @@ evict_release(void)
 	return any;
 }
 
+/* Evict the object that is next, if need be one that buffers hold; false: there is
+ * none. */
+static bool
+evict_next(void)
+{
+	return evict_one() || (evict_release() && evict_one());
+}
+
 /* Evict the next object if so many bytes don't fit now.  Many may want room at
  * once, which one file often makes.  False: there is none. */
 static bool
@@ -2628,7 +2636,7 @@ evict_for(uint64_t bytes)
 	GUARD(&store.evicting);
 	WITH_LOCK(&store.lock)
 		fits = !store_missing_locked(bytes);
-	return fits || evict_one() || (evict_release() && evict_one());
+	return fits || evict_next();
 }
 
 /* What o may take on disk beside its data: its index and the one that this
@@ -3711,7 +3719,7 @@ evict_turn(bool more)
 		slack = (store.limit ? store.limit : store.min_free) / 20;
 		more = store_missing_locked(slack) > store.leaving;
 	}
-	return more && (evict_one() || (evict_release() && evict_one()));
+	return more && evict_next();
 }
 
 /* Helps the evictor: unlink(2) waits for the disk. */
@@ -4788,7 +4796,7 @@ static int
 obj_reopen(struct obj *o, bool again)
 {
 	struct attr now;
-	int r = o->bf && !again ? 0 : be->open(o, o->path, &now);
+	int r = again ? be->open(o, o->path, &now) : obj_source(o, &now);
 
 	return r == -ENOENT || r == -ENOTDIR || r == -ELOOP ? -ESTALE : r;
 }
@@ -9028,8 +9036,8 @@ op_statfs(const char *path, struct statvfs *sv)
 	return op_errno(r);
 }
 
-/* The object of a path as it is known now, for the xattrs; NULL: none, or *err,
- * which is 0 before. */
+/* The object of a path as it is known now, for the xattrs; NULL: none, or *err.
+ * That of a node set aside is ESTALE: the kernel looks its name up anew. */
 static struct obj *
 op_object(const char *path, int *err)
 {
@@ -9042,11 +9050,10 @@ op_object(const char *path, int *err)
 		if (n && n->opens)
 			o = obj_ref(n->obj);
 	}
-	if (!o && path_is_aside(path))
-		*err = -ESTALE;		/* the kernel looks its name up anew */
-	if (o || is_ctl(path) || *err)
+	if (o || is_ctl(path))
 		return o;
-	*err = op_errno(op_validate(path, &a));
+	*err = path_is_aside(path) ? -ESTALE :
+	    op_errno(op_validate(path, &a));
 	/* to be looked at is no use of it */
 	return *err || !S_ISREG(a.mode) ? NULL : obj_get(&a, NULL);
 }
@@ -9943,6 +9950,17 @@ mounted_at(const char *path, bool below)
 	return ours;
 }
 
+/* Is this directory in one? */
+static bool
+in_cachefs(const char *path)
+{
+	char *real = realpath(path, NULL);
+	bool ours = real && mounted_at(real, true);
+
+	free(real);
+	return ours;
+}
+
 static struct {				/* a walk over what the caller named */
 	int depth;			/* how far below a directory */
 	void (*fn)(const char *path, const struct stat *st);
@@ -9969,6 +9987,10 @@ walk_entry(const char *path, const struct stat *st, int type, struct FTW *w)
 {
 	if (type == FTW_DNR || type == FTW_NS) {
 		complain_err(path, errno);
+	} else if (type == FTW_D && !w->level && !in_cachefs(path)) {
+		/* without files it would be taken for one that has been done */
+		complain(path, "is not in a cachefs mount");
+		return FTW_SKIP_SUBTREE;
 	} else if (type == FTW_D && w->level >= walk.depth) {
 		if (!w->level)
 			complain(path, "is a directory; -r goes into it");
@@ -9985,16 +10007,8 @@ walk_entry(const char *path, const struct stat *st, int type, struct FTW *w)
 static void
 walk_path(const char *path)
 {
-	char *real = realpath(path, NULL);
-	struct stat st;
-
-	/* a tree without files would be taken for one that has been done */
-	if (real && !stat(real, &st) && S_ISDIR(st.st_mode) &&
-	    !mounted_at(real, true))
-		complain(path, "is not in a cachefs mount");
-	else if (nftw(path, walk_entry, 64, FTW_PHYS | FTW_ACTIONRETVAL) < 0)
+	if (nftw(path, walk_entry, 64, FTW_PHYS | FTW_ACTIONRETVAL) < 0)
 		complain_err(path, errno);
-	free(real);
 }
 
 /* All of argv from optind on.  The exit status. */
