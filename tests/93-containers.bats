@@ -161,7 +161,7 @@ dead() { # MNT
 	grep -q 'cleared the mount of a cachefs that died' "$LOG"
 	same "$EXPORT/f" "$HOST/models/f"
 	exec 5<"$HOST/models/f"
-	"${INSIDE[@]}" sh -c 'kill -TERM 1' || :	# may die with its init
+	kill -TERM "$(pgrep -P "$CONTAINER")"	# from outside, as a runtime does
 	wait_until 10 gone "$CONTAINER"
 	exec 5<&-
 	wait "$CONTAINER"
