@@ -332,8 +332,7 @@ def write_to(path, text):
 
 def drop_caches():
     os.sync()
-    with open("/proc/sys/vm/drop_caches", "w") as f:
-        f.write("1")
+    write_to("/proc/sys/vm/drop_caches", "1")
 
 
 # --- Ways to read ----------------------------------------------------------
